@@ -1,0 +1,1 @@
+"""Numbers only: companding, resampling, blocks."""

@@ -1,0 +1,318 @@
+"""Every setting, validated, and the table of engine kinds.
+
+One TOML file; every key also as environment (``BRIDGE_AMI__SECRET`` sets ``ami.secret``, and wins
+over the file). An unknown or wrong key stops the start with the key's path and what was expected.
+pydantic because its models, environment source and secret type are what this field uses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from bridge.egress.signature import check_secret
+from bridge.errors import ConfigError
+
+ENGINE_KINDS = {
+    # kind → "module:function"; the function takes EngineSettings and returns a Recogniser
+    "pocketsphinx": "bridge.engine.pocketsphinx:make",
+    "tones": "bridge.engine.tones:make",
+}
+RATES = (8000, 12000, 16000, 24000, 32000, 44100, 48000, 96000, 192000)
+
+
+class Address(NamedTuple):
+    """host:port, as given to bind() or connect()."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_address(value: object) -> Address:
+    """``host:port`` or ``[v6]:port``. Raises ValueError with what was expected."""
+    if isinstance(value, Address):
+        return value
+    host, colon, port = str(value).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not isinstance(value, str) or not colon or not host or not port.isdecimal():
+        raise ValueError(f'expected "host:port", for example "127.0.0.1:9092", not {value!r}')
+    if int(port) > 65535:
+        raise ValueError(f"a port is at most 65535, not {port}")
+    return Address(host, int(port))
+
+
+def _networks(values: list[str]) -> list[str]:
+    for value in values:
+        try:
+            ipaddress.ip_network(value, strict=False)
+        except ValueError:
+            raise ValueError(f'expected networks such as "10.0.0.0/8", not {value!r}') from None
+    return values
+
+
+def _rate(value: int | None) -> int | None:
+    if value is not None and value not in RATES:
+        raise ValueError(f"expected one of {', '.join(map(str, RATES))}, not {value}")
+    return value
+
+
+def _check_url(url: str, *, allow_insecure: bool) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"url: expected https://host/path, not {url!r}")
+    if parts.username or parts.password:
+        raise ValueError("url: put no user name or password in it; requests are signed instead")
+    if parts.scheme == "http" and not Address(parts.hostname, 0).loopback and not allow_insecure:
+        raise ValueError(
+            "url: http:// to a host that is not loopback sends transcripts in the clear; use "
+            "https://, or set allow_insecure = true if the network in between is trusted"
+        )
+
+
+Listen = Annotated[Address, BeforeValidator(parse_address)]
+Networks = Annotated[list[str], AfterValidator(_networks)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Listener(_Section):
+    listen: Listen
+    allow_insecure: bool = False  # plaintext on anything but loopback
+
+    @model_validator(mode="after")
+    def _plaintext(self) -> Any:
+        if not self.listen.loopback and not self.allow_insecure:
+            raise ValueError(
+                f"listen = {str(self.listen)!r} is not loopback and this listener has no TLS; "
+                "set allow_insecure = true if the network in between is trusted"
+            )
+        return self
+
+
+class EngineSettings(_Section):
+    """[engine]"""
+
+    kind: str = "auto"  # auto | pocketsphinx | tones | "package.module:function"
+    slots: int | Literal["auto"] = Field(default="auto")
+    queue_seconds: float = Field(default=10.0, ge=0.16, le=120)  # queue 1, per leg
+
+    @model_validator(mode="after")
+    def _known(self) -> EngineSettings:
+        if self.kind != "auto" and self.kind not in ENGINE_KINDS and ":" not in self.kind:
+            kinds = ", ".join(["auto", *ENGINE_KINDS])
+            raise ValueError(f"kind: expected {kinds} or 'module:function', not {self.kind!r}")
+        if isinstance(self.slots, int) and not 1 <= self.slots <= 100_000:
+            raise ValueError(f"slots: expected 1 to 100000 or 'auto', not {self.slots}")
+        return self
+
+
+class TurnSettings(_Section):
+    """[turns]: when a pause ends a turn."""
+
+    threshold: float = Field(default=0.6, gt=0, le=1)  # pause probability that begins a pause
+    hysteresis: float = Field(default=0.2, ge=0, lt=1)  # below threshold − this, it is over
+    min_pause: float = Field(default=0.6, ge=0, le=10)  # seconds of pause that end the turn
+    max_final: float = Field(default=15.0, gt=0)  # seconds of words before a final is forced
+    partials: bool = True
+
+
+class AudioSocketSettings(_Listener):
+    """[audiosocket]"""
+
+    listen: Listen = Address("127.0.0.1", 9092)
+    admission: Literal["open", "announced"] = "open"
+    rate: Annotated[int | None, AfterValidator(_rate)] = None  # for Asterisk < 22.7: kind 0x10 lies
+    keepalive: Literal["continuous", "1s", "off"] = "continuous"
+    uuid_deadline: float = Field(default=2.0, gt=0, le=60)
+    peer_timeout: float = Field(default=5.0, gt=0, le=600)  # a peer that acknowledges nothing
+    join_wait: float = Field(default=2.0, ge=0, le=10)  # for what AMI or HTTP says of a UUID
+    max_frame: int = Field(default=8192, ge=320, le=65535)  # bytes of payload
+    max_connections: int = Field(default=4096, ge=1)
+    max_connections_per_address: int = Field(default=4096, ge=1)
+    allow: Networks = Field(default_factory=list)  # empty: any address
+
+
+class CallSettings(_Section):
+    """[calls]"""
+
+    max: int = Field(default=2000, ge=1)
+    max_seconds: float = Field(default=4 * 3600, gt=0)
+    keep_ended: int = Field(default=200, ge=0)  # ended calls that GET /calls/{id} still shows
+    announce_ttl: float = Field(
+        default=30.0, gt=0
+    )  # seconds from POST /calls to the socket
+
+
+class HttpSettings(_Listener):
+    """[http]"""
+
+    listen: Listen = Address("127.0.0.1", 8001)
+    token: SecretStr | None = None  # bearer token of POST and DELETE /calls
+
+
+class AmiSettings(_Section):
+    """[ami]: absent section, no AMI."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=5038, ge=1, le=65535)
+    tls: bool = False
+    allow_insecure: bool = False
+    username: str
+    secret: SecretStr
+    auth: Literal["md5", "plain"] = "md5"
+    join_variables: list[str] = ["CALLSCRIBE_ID"]
+    events: list[Literal["started", "partial", "final", "turn", "dtmf", "ended", "refused"]] = [
+        "started", "partial", "final", "turn", "ended", "refused",
+    ]  # fmt: skip
+    set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
+    timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each action
+    ping_interval: float = Field(default=10.0, gt=0, le=300)
+
+    @model_validator(mode="after")
+    def _plaintext(self) -> AmiSettings:
+        if not self.tls and not self.allow_insecure and not Address(self.host, 0).loopback:
+            raise ValueError(
+                f"host = {self.host!r} is not loopback; set tls = true (port 5039), or "
+                "allow_insecure = true if the network in between is trusted"
+            )
+        return self
+
+
+class WebhookSettings(_Section):
+    """[[webhook]]"""
+
+    url: str
+    secret: SecretStr
+    previous_secret: SecretStr | None = None  # also signed with, while receivers change over
+    name: str = ""
+    events: list[str] = Field(default_factory=list)  # prefixes such as "transcript."; empty: all
+    timeout: float = Field(default=15.0, gt=0, le=60)
+    allow_insecure: bool = False  # http:// to anything but loopback
+    queue: int = Field(default=10_000, ge=10)
+
+    @model_validator(mode="after")
+    def _checks(self) -> WebhookSettings:
+        _check_url(self.url, allow_insecure=self.allow_insecure)
+        check_secret(self.secret.get_secret_value())
+        if self.previous_secret is not None:
+            check_secret(self.previous_secret.get_secret_value())
+        return self
+
+
+class LogSettings(_Section):
+    """[log]"""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    transcripts: bool = False  # also log what is said
+
+
+class ServiceSettings(_Section):
+    """[service]"""
+
+    drain_timeout: float = Field(default=30.0, ge=0)  # calls may go on this long after SIGTERM
+    flush_timeout: float = Field(default=5.0, ge=0)  # sinks may go on this long after the calls
+
+
+class Settings(BaseSettings):
+    """The whole file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BRIDGE_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    engine: EngineSettings = EngineSettings()
+    turns: TurnSettings = TurnSettings()
+    audiosocket: AudioSocketSettings | None = None
+    calls: CallSettings = CallSettings()
+    http: HttpSettings = HttpSettings()
+    ami: AmiSettings | None = None
+    webhook: list[WebhookSettings] = Field(default_factory=list)
+    log: LogSettings = LogSettings()
+    service: ServiceSettings = ServiceSettings()
+
+    @model_validator(mode="after")
+    def _token(self) -> Settings:
+        if self.audiosocket and self.audiosocket.admission == "announced":
+            if self.http.token is None and self.ami is None:
+                raise ValueError(
+                    'audiosocket.admission = "announced" needs http.token (for POST /calls) '
+                    "or an [ami] section, or nobody can announce a call"
+                )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # environment over file
+
+
+def load(path: str | Path | None) -> Settings:
+    """Read and check the file (None: only environment and defaults). Raises `ConfigError`."""
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as e:
+            raise ConfigError([f"{path}: cannot be read: {e.strerror}"]) from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError([f"{path}: not TOML: {e}"]) from e
+    return from_dict(data)
+
+
+def from_dict(data: dict[str, Any]) -> Settings:
+    """As `load`, from a dictionary."""
+    try:
+        return Settings(**data)
+    except ValidationError as e:
+        raise ConfigError([_sentence(dict(error)) for error in e.errors()]) from None
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    """``ami.secret: is missing``. Never the value itself where it could be a secret."""
+    path = ".".join(str(part) for part in error["loc"]) or "configuration"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = (
+            "is not a setting (deployment/bridge.toml shows them all)"
+        )
+    elif error["type"] == "missing":
+        message = "is missing"
+    else:
+        message = message[:1].lower() + message[1:]
+    return f"{path}: {message}"

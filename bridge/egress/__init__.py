@@ -1,0 +1,1 @@
+"""One file per way of telling call control what was heard."""

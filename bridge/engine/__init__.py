@@ -1,0 +1,1 @@
+"""Recognisers, and the slots and batches that several calls share one through."""

@@ -1,0 +1,1 @@
+"""The switchboard we talk to."""

@@ -1,0 +1,1 @@
+"""Bytes in and out. Knows sockets, knows no carrier."""
