@@ -1,0 +1,139 @@
+"""One call: its legs, the numbers of its events, its end. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+from bridge.interfaces import Recogniser
+from bridge.leg import Leg
+from bridge.turns import TurnRules
+from bridge.types import (
+    CallEvent,
+    CallInfo,
+    Ended,
+    EventBody,
+    Final,
+    LegCounts,
+    LegName,
+    Refused,
+    Started,
+)
+
+MAX_FINALS = 2000  # kept per call for GET /calls/{id}
+
+
+class Call:
+    """One or two legs that talk with each other.
+
+    `publish` gets every event, numbered from 0 without gaps: `Started` first, `Ended` last.
+    `wall()` is Unix time. `over` is called after `Ended`.
+    """
+
+    def __init__(
+        self,
+        info: CallInfo,
+        *,
+        publish: Callable[[CallEvent], None],
+        over: Callable[[Call], None],
+        wall: Callable[[], float],
+        now: float,
+    ) -> None:
+        self.info = info
+        self.began = now
+        self.began_at = wall()
+        self.ended: Ended | None = None
+        self.legs: dict[LegName, Leg] = {}
+        self.finals: deque[tuple[LegName, Final]] = deque(maxlen=MAX_FINALS)
+        self._publish = publish
+        self._over = over
+        self._wall = wall
+        self._seq = 0
+
+    @property
+    def id(self) -> str:
+        """The call's id, ours to call control."""
+        return self.info.id
+
+    def add_leg(
+        self,
+        name: LegName,
+        recogniser: Recogniser,
+        rules: TurnRules,
+        *,
+        now: float,
+        latency: Callable[[str, float], None] = lambda stage, end: None,
+    ) -> Leg:
+        """A leg of this call, its clock set to the call's. Raises `Busy`, ValueError if taken."""
+        if self.ended is not None or name in self.legs:
+            raise ValueError(f"the call has had its {name} leg")
+        leg = Leg(
+            name,
+            recogniser,
+            rules,
+            tell=self._told,
+            over=self._leg_over,
+            offset=now - self.began,
+            latency=latency,
+        )
+        if not self.legs:
+            self._number(None, Started())
+        self.legs[name] = leg
+        return leg
+
+    def learn(self, info: CallInfo) -> None:
+        """Call control told us more. What was known is not overwritten by what is empty."""
+        self.info = merged(self.info, info)
+
+    def end(self) -> None:
+        """The last leg has been given up without its lease being done."""
+        for leg in self.legs.values():
+            leg.abort()
+        self._end()
+
+    def _told(self, leg: Leg, body: EventBody) -> None:
+        if isinstance(body, Final):
+            self.finals.append((leg.name, body))
+        self._number(leg.name, body)
+
+    def _leg_over(self, leg: Leg) -> None:
+        if all(other.ended and not other.draining for other in self.legs.values()):
+            self._end()
+
+    def _end(self) -> None:
+        if self.ended is not None:
+            return
+        counts: dict[str, LegCounts] = {name: leg.counts() for name, leg in self.legs.items()}
+        seconds = max(
+            (leg.offset + counts[name].seconds for name, leg in self.legs.items()), default=0.0
+        )
+        reason = next((leg.reason for leg in self.legs.values() if leg.reason), "engine")
+        self.ended = Ended(reason, seconds, counts)
+        self._number(None, self.ended)
+        self._over(self)
+
+    def _number(self, leg: LegName | None, body: EventBody) -> None:
+        event = CallEvent(self.info, self._seq, self._wall(), leg, body)
+        self._seq += 1
+        self._publish(event)
+
+    def text(self) -> str:
+        """The conversation so far, a line per final, in order of time."""
+        ordered = sorted(self.finals, key=lambda pair: pair[1].words[0].start)
+        return "".join(f"{leg}: {final.text}\n" for leg, final in ordered)
+
+
+def merged(old: CallInfo, new: CallInfo) -> CallInfo:
+    """`old` with what `new` knows besides; the id stays."""
+    changes = {
+        f.name: value
+        for f in fields(new)
+        if f.name not in ("id", "ingress", "extra") and (value := getattr(new, f.name))
+    }
+    return replace(old, **changes, extra={**old.extra, **new.extra})
+
+
+def refusal(info: CallInfo, reason: str, at: float) -> CallEvent:
+    """The only event of a call that was not taken."""
+    return CallEvent(info, 0, at, None, Refused(reason))

@@ -1,0 +1,403 @@
+"""TCP for thousands of legs on one event loop. Knows sockets, knows no carrier.
+
+Theory of operation. All sockets hang on one epoll of our own, and that epoll's descriptor is the
+only thing the event loop watches: a turn of the loop serves up to `TURN` sockets in one callback,
+without a handle, a task or a transport object per packet, which costs the same under asyncio and
+uvloop. `SO_RCVLOWAT` wakes us once per 80 ms instead of once per packet; whoever is quiet is read
+without being woken (`QUIET`), so hang-ups and digits are never late. Time passes for connections
+in a wheel of `SPOKES` parts, so that no turn of the loop is long.
+
+Reading never waits for anything: what is received goes to the ingress at once, whatever the
+engine does, because Asterisk takes a full socket for a dead peer (PROTOCOLS §1.6).
+
+A connection that we end is sent the ingress's hang-up, read to EOF and closed then: closing with
+unread data would reset it, and a reset ends the call in Asterisk (ASTERISK §1.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bridge.errors import ProtocolError
+from bridge.types import IngressEvent
+
+log = logging.getLogger(__name__)
+
+TURN = 64  # sockets served in one turn of the loop
+ACCEPTS = 32  # connections accepted in one turn
+SPOKES = 4
+TICK = 0.02  # s from one tick of a connection to the next
+RECV = 16384  # bytes
+QUIET = 0.085  # s without being woken after which a socket is read all the same
+LINGER = 5.0  # s for a peer to close after our hang-up
+FLOOD = 1024  # connections over the limit that still get a goodbye
+SEND_BUFFER = 16384  # bytes; a second of silence, more would only be late
+ERRORS = select.EPOLLERR | select.EPOLLHUP
+
+
+class StreamIngress(Protocol):
+    """An `Ingress` on a byte stream."""
+
+    next_at: float  # the deadline
+
+    @property
+    def low_water(self) -> int:
+        """Bytes worth a wake-up; 1: any."""
+
+    def receive(self, data: bytes, now: float) -> Sequence[IngressEvent]:
+        """See `bridge.interfaces.Ingress`."""
+
+    def expire(self, now: float) -> Sequence[IngressEvent]:
+        """See `bridge.interfaces.Ingress`."""
+
+    def data_to_send(self) -> Sequence[bytes]:
+        """See `bridge.interfaces.Ingress`."""
+
+    def eof(self, reason: str) -> Sequence[IngressEvent]:
+        """The stream is over."""
+
+    def hang_up(self) -> None:
+        """Say goodbye."""
+
+
+class User(Protocol):
+    """Who a listener's connections are for."""
+
+    def ingress(self, now: float) -> StreamIngress:
+        """The protocol of a new connection."""
+
+    def event(self, connection: Connection, event: IngressEvent, now: float) -> None:
+        """Something was said on a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one listener. `allow`: networks, none: all."""
+
+    connections: int = 4096
+    per_address: int = 4096
+    allow: tuple[str, ...] = ()
+    peer_timeout: float = 5.0  # s that a peer may acknowledge nothing
+
+
+class Connection:
+    """One accepted socket. `context` is the user's own."""
+
+    __slots__ = (
+        "_fd", "_low_water", "_port", "_read_at", "_unsent", "close_by", "context", "dropped",
+        "host", "ingress", "label", "sock", "spoke",
+    )  # fmt: skip
+
+    def __init__(
+        self, port: TcpPort, sock: socket.socket, host: str, ingress: StreamIngress, now: float
+    ) -> None:
+        self.sock = sock
+        self.host = host
+        self.ingress: StreamIngress | None = ingress  # None: said goodbye, waiting for EOF
+        self.context: object = None
+        self.label = host  # for the log
+        self.close_by = float("inf")
+        self.dropped = 0  # messages that the peer did not read in time
+        self.spoke = 0
+        self._port = port
+        self._fd = sock.fileno()
+        self._low_water = 1
+        self._read_at = now
+        self._unsent = b""
+
+    # -- in ------------------------------------------------------------------------------------
+
+    def readable(self, now: float) -> None:
+        """There may be bytes."""
+        try:
+            data = self.sock.recv(RECV)
+        except BlockingIOError:
+            return
+        except OSError as e:
+            # EOF, reset and a time-out of the kernel's mean the same: the peer is gone.
+            self._port.counters["resets"] += 1
+            self._over("timeout" if isinstance(e, TimeoutError) else "reset", now)
+            return
+        if not data:
+            self._over("eof", now)
+            return
+        self._read_at = now
+        ingress = self.ingress
+        if ingress is None:
+            return  # read and forgotten
+        try:
+            events = ingress.receive(data, now)
+        except ProtocolError as e:
+            self._port.counters["protocol_errors"] += 1
+            log.warning("%s: %s; hanging up", self.label, e)
+            self._tell(ingress.eof("protocol"), now)
+            self.hang_up()
+            return
+        if events:
+            self._tell(events, now)
+        if self.ingress is not None:
+            low_water = ingress.low_water
+            if low_water != self._low_water:
+                self._set_low_water(low_water)
+            self.flush()
+
+    def _tell(self, events: Sequence[IngressEvent], now: float) -> None:
+        for event in events:
+            self._port.user.event(self, event, now)
+
+    def _set_low_water(self, n: int) -> None:
+        self._low_water = n
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, n)
+
+    def _over(self, reason: str, now: float) -> None:
+        ingress, self.ingress = self.ingress, None
+        self._port.drop(self)
+        if ingress is not None:
+            self._tell(ingress.eof(reason), now)
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """About every `TICK` seconds."""
+        ingress = self.ingress
+        if ingress is None:
+            if now >= self.close_by:
+                self._port.counters["linger_timeouts"] += 1
+                self._port.drop(self)
+            elif self._unsent:
+                self.flush()
+            return
+        if now + TICK / 2 >= ingress.next_at:  # or every second tick would just miss it
+            events = ingress.expire(now)
+            self.flush()
+            if events:
+                self._tell(events, now)
+        # What is below the low-water mark wakes nobody: a digit, the last frames of a pause.
+        if now - self._read_at > QUIET and self._low_water > 1 and self.ingress is not None:
+            self.readable(now)
+
+    # -- out -----------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what the ingress wants sent, each message in one write."""
+        messages = self.ingress.data_to_send() if self.ingress is not None else ()
+        try:
+            if self._unsent:
+                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+            for message in messages:
+                if self._unsent:
+                    self.dropped += 1  # the peer does not read; what is old helps nobody
+                    continue
+                sent = self.sock.send(message)
+                if sent < len(message):
+                    self._unsent = message[sent:]
+        except BlockingIOError:
+            self.dropped += 1
+        except OSError:
+            pass  # the reader sees it too, after what is still to be read
+
+    def hang_up(self) -> None:
+        """Say goodbye, read to EOF, close. Idempotent; no more events."""
+        ingress, self.ingress = self.ingress, None
+        if ingress is None:
+            return
+        ingress.hang_up()
+        self.close_by = self._port.now() + LINGER
+        self._set_low_water(1)
+        self._unsent += b"".join(ingress.data_to_send())
+        self.flush()
+
+
+class TcpPort:
+    """One listener and its connections.
+
+    The socket is handed in listening, and is left open by `close`: it may belong to a parent or
+    to systemd, who keep it open while we restart (ASTERISK §0.1).
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        user: User,
+        limits: Limits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        lateness: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.sock = sock
+        self.user = user
+        self.counters: Counter[str] = Counter()
+        self.refuse: str = ""  # a reason: accept and say goodbye
+        self._limits = limits
+        self._networks = tuple(ipaddress.ip_network(n, strict=False) for n in limits.allow)
+        self._clock = clock
+        self._lateness = lateness
+        self._epoll = select.epoll()
+        self._connections: dict[int, Connection] = {}
+        self._spokes: list[set[Connection]] = [set() for _ in range(SPOKES)]
+        self._hosts: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_tick = 0.0
+        self._turn = 0
+        self._accepting = False
+
+    def now(self) -> float:
+        """The clock that ingresses are given."""
+        return self._clock()
+
+    @property
+    def connections(self) -> int:
+        """Open sockets, those that were told goodbye included."""
+        return len(self._connections)
+
+    def start(self) -> None:
+        """Accept and serve, on the running loop."""
+        self.sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._epoll.fileno(), self._ready)
+        self._next_tick = loop.time()
+        self._tick()
+        self.listen(True)
+
+    def listen(self, on: bool) -> None:
+        """Accept, or leave connections in the kernel's queue (a fresh worker takes them)."""
+        if on == self._accepting:
+            return
+        self._accepting = on
+        if on:
+            self._epoll.register(self.sock.fileno(), select.EPOLLIN)
+        else:
+            self._epoll.unregister(self.sock.fileno())
+
+    def close(self) -> None:
+        """Stop serving; every connection is closed at once."""
+        self.listen(False)
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._connections.values()):
+            self.drop(connection)
+        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    # -- the loop's side -----------------------------------------------------------------------
+
+    def _ready(self) -> None:
+        now = self._clock()
+        connections = self._connections
+        for fd, _ in self._epoll.poll(0, TURN):
+            connection = connections.get(fd)
+            if connection is not None:
+                self._guard(connection.readable, connection, now)
+            elif fd == self.sock.fileno():
+                self._accept(now)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._lateness(max(0.0, loop.time() - self._next_tick))
+        now = self._clock()
+        for connection in list(self._spokes[self._turn]):
+            self._guard(connection.tick, connection, now)
+        self._turn = (self._turn + 1) % SPOKES
+        self._next_tick = max(self._next_tick + TICK / SPOKES, loop.time() - TICK)
+        self._timer = loop.call_at(self._next_tick, self._tick)
+
+    def _guard(self, serve: Callable[[float], None], connection: Connection, now: float) -> None:
+        try:
+            serve(now)
+        except Exception:  # costs this connection, not the loop
+            self.counters["internal_errors"] += 1
+            log.exception("%s: internal error; hanging up", connection.label)
+            events = connection.ingress.eof("internal") if connection.ingress is not None else ()
+            connection.hang_up()
+            with contextlib.suppress(Exception):  # the same error again, most likely
+                for event in events:
+                    self.user.event(connection, event, now)
+
+    # -- accepting -----------------------------------------------------------------------------
+
+    def _accept(self, now: float) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, address = self.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as e:  # ECONNABORTED, or EMFILE: the queue keeps them meanwhile
+                self.counters["accept_errors"] += 1
+                log.error("accepting a connection failed: %s", e.strerror)
+                return
+            self._take(sock, str(address[0]) if address else "", now)
+
+    def _take(self, sock: socket.socket, host: str, now: float) -> None:
+        if len(self._connections) >= self._limits.connections + FLOOD:
+            self.counters["refused_flood"] += 1
+            sock.close()
+            return
+        sock.setblocking(False)
+        connection = Connection(self, sock, host, self.user.ingress(now), now)
+        with contextlib.suppress(OSError):
+            _options(sock, self._limits.peer_timeout)
+        connection.spoke = min(range(SPOKES), key=lambda i: len(self._spokes[i]))
+        self._spokes[connection.spoke].add(connection)
+        self._connections[sock.fileno()] = connection
+        self._hosts[host] += 1
+        self.counters["accepted"] += 1
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        reason = self._objection(host)
+        if reason:
+            self.counters[f"refused_{reason}"] += 1
+            log.info("%s: connection refused: %s", host, reason)
+            connection.hang_up()
+
+    def _objection(self, host: str) -> str:
+        if self.refuse:
+            return self.refuse
+        if self._networks and not self._allowed(host):
+            return "address"
+        if len(self._connections) > self._limits.connections:
+            return "limit"
+        if self._hosts[host] > self._limits.per_address:
+            return "address_limit"
+        return ""
+
+    def _allowed(self, host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self._networks)
+
+    def drop(self, connection: Connection) -> None:
+        """Close the socket and forget it."""
+        if self._connections.pop(connection._fd, None) is None:
+            return
+        self._spokes[connection.spoke].discard(connection)
+        self._hosts[connection.host] -= 1
+        if self._hosts[connection.host] <= 0:
+            del self._hosts[connection.host]
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(connection._fd)
+        connection.sock.close()
+
+
+def _options(sock: socket.socket, peer_timeout: float) -> None:
+    """A peer that vanished is noticed by what it does not acknowledge, not by its silence."""
+    tcp = socket.IPPROTO_TCP
+    sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
+    sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, int(peer_timeout * 1000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(tcp, socket.TCP_KEEPIDLE, max(1, int(peer_timeout / 2)))
+    sock.setsockopt(tcp, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(tcp, socket.TCP_KEEPCNT, max(2, int(peer_timeout / 2)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -1,0 +1,99 @@
+"""Words and pauses → partial, final, end of turn. Pure; one `Turns` per leg.
+
+A *final* closes words as soon as the speaker pauses (or has spoken for `max_final` seconds); an
+*end of turn* follows when the pause has lasted `min_pause` seconds since the last word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.types import EndOfTurn, Final, Heard, Partial, TranscriptEvent, Word
+
+MAX_TURN = 120.0  # s; a turn without any pause is cut here, so that its text stays bounded
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRules:
+    """Settings of [turns]; see bridge/config.py."""
+
+    threshold: float = 0.6
+    hysteresis: float = 0.2
+    min_pause: float = 0.6
+    max_final: float = 15.0
+    partials: bool = True
+
+
+class Turns:
+    """The state of one speaker's turns. Turns count from 0."""
+
+    __slots__ = ("_finals", "_open", "_partial", "_paused", "_rules", "turn")
+
+    def __init__(self, rules: TurnRules) -> None:
+        self.turn = 0
+        self._rules = rules
+        self._open: list[Word] = []  # certain, in no final yet
+        self._finals: list[Final] = []  # of this turn
+        self._partial = ""
+        self._paused = False
+
+    def hear(self, heard: Heard) -> list[TranscriptEvent]:
+        """One step's words and pause in, what call control should know out."""
+        events: list[TranscriptEvent] = []
+        self._open.extend(heard.words)
+        rules = self._rules
+        bar = rules.threshold - (rules.hysteresis if self._paused else 0.0)
+        self._paused = heard.pause >= bar
+        if self._open and (self._paused or self._span() >= rules.max_final):
+            events.append(self._final())
+        if rules.partials:
+            events.extend(self._news(heard.tentative))
+        if self._finals and not self._open and not heard.tentative:
+            begin, end = self._finals[0].words[0].start, self._finals[-1].words[-1].end
+            if self._paused and heard.at - end >= rules.min_pause:
+                events.append(self._end("pause"))
+            elif end - begin >= MAX_TURN:
+                events.append(self._end("length"))
+        return events
+
+    def finish(self) -> list[TranscriptEvent]:
+        """The leg is over: whatever is still open."""
+        events: list[TranscriptEvent] = []
+        if self._open:
+            events.append(self._final())
+        if self._finals:
+            events.append(self._end("hangup"))
+        return events
+
+    def _span(self) -> float:
+        return self._open[-1].end - self._open[0].start
+
+    def _news(self, tentative: tuple[Word, ...]) -> list[TranscriptEvent]:
+        words = (*self._open, *tentative)
+        text = _text(words)
+        if not text or text == self._partial:
+            return []
+        self._partial = text
+        return [Partial(self.turn, text, words)]
+
+    def _final(self) -> Final:
+        final = Final(self.turn, _text(self._open), tuple(self._open))
+        self._open.clear()
+        self._finals.append(final)
+        self._partial = ""
+        return final
+
+    def _end(self, reason: str) -> EndOfTurn:
+        finals, self._finals = self._finals, []
+        turn, self.turn = self.turn, self.turn + 1
+        return EndOfTurn(
+            turn,
+            " ".join(final.text for final in finals),
+            finals[0].words[0].start,
+            finals[-1].words[-1].end,
+            reason,
+        )
+
+
+def _text(words: tuple[Word, ...] | list[Word]) -> str:
+    return " ".join(word.text for word in words)
