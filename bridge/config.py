@@ -23,7 +23,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from bridge.egress.signature import check_secret
 from bridge.errors import ConfigError
@@ -96,7 +101,8 @@ def _check_url(url: str, *, allow_insecure: bool) -> None:
         )
 
 
-Listen = Annotated[Address, BeforeValidator(parse_address)]
+# NoDecode: host:port as it is also from the environment, not as JSON
+Listen = Annotated[Address, NoDecode, BeforeValidator(parse_address)]
 Networks = Annotated[list[str], AfterValidator(_networks)]
 
 
@@ -167,16 +173,15 @@ class CallSettings(_Section):
     max: int = Field(default=2000, ge=1)
     max_seconds: float = Field(default=4 * 3600, gt=0)
     keep_ended: int = Field(default=200, ge=0)  # ended calls that GET /calls/{id} still shows
-    announce_ttl: float = Field(
-        default=30.0, gt=0
-    )  # seconds from POST /calls to the socket
+    announce_ttl: float = Field(default=30.0, gt=0)  # seconds from POST /calls to the socket
 
 
 class HttpSettings(_Listener):
     """[http]"""
 
     listen: Listen = Address("127.0.0.1", 8001)
-    token: SecretStr | None = None  # bearer token of POST and DELETE /calls
+    token: SecretStr | None = None  # bearer token of /calls
+    hosts: list[str] = Field(default_factory=list)  # further Host names accepted on loopback
 
 
 class AmiSettings(_Section):
@@ -308,9 +313,7 @@ def _sentence(error: dict[str, Any]) -> str:
     path = ".".join(str(part) for part in error["loc"]) or "configuration"
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = (
-            "is not a setting (deployment/bridge.toml shows them all)"
-        )
+        message = "is not a setting (deployment/bridge.toml shows them all)"
     elif error["type"] == "missing":
         message = "is missing"
     else:

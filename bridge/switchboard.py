@@ -138,6 +138,7 @@ class Switchboard:
         self.calls: dict[str, Call] = {}
         self.ended: OrderedDict[str, Call] = OrderedDict()
         self.draining = False
+        self.total_ended = 0  # calls
         self.totals: dict[str, int] = {"frames": 0, "blocks_dropped": 0}  # of ended calls
         self._recogniser = recogniser
         self._admission = admission
@@ -312,6 +313,7 @@ class Switchboard:
     def _over(self, call: Call) -> None:
         del self.calls[call.id]
         assert call.ended is not None
+        self.total_ended += 1
         for counts in call.ended.legs.values():
             self.totals["frames"] += counts.frames
             self.totals["blocks_dropped"] += counts.blocks_dropped

@@ -1,0 +1,217 @@
+"""N AudioSocket legs in real time from this process into another one that is measured.
+
+Each process has a core of its own where there are two. A rung counts when the subject used at
+most 70 % of its core and its event loop was at most 10 ms late in 99 % of all looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.config import Address
+from bridge.errors import BridgeError
+from bridge.listeners import listen
+
+MOST_CPU, MOST_LATE = 0.70, 0.010
+BUCKETS = 20  # legs are spread over the 20 ms of a frame
+WARM_UP = 3.0  # s
+CLIMB = 1.15
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One measurement. Times in seconds, `cpu` as a share of one core."""
+
+    legs: int
+    cpu: float
+    per_frame: float
+    late50: float
+    late99: float
+    latency50: float
+    latency99: float
+    kb_per_leg: float
+    generator_late99: float
+    lost: float  # share of blocks that were not ready in time
+
+    @property
+    def good(self) -> bool:
+        """Within the limits."""
+        return self.cpu <= MOST_CPU and self.late99 <= MOST_LATE and self.lost < 0.001
+
+
+def run(args: argparse.Namespace) -> int:
+    """Climb until a rung fails, or measure the given rungs."""
+    kind = "naive" if args.naive else "ours"
+    print(f"{kind}, {args.loop}, silence back: {args.keepalive}, {args.seconds:g} s a rung")
+    print("   legs   CPU  µs/frame  loop late p50/p99 ms  block ready p50/p99 ms  kB/leg  ok")
+    best = 0
+    rungs = args.legs or [100 if args.naive else 400]
+    while rungs:
+        rung = measure(rungs.pop(0), args.seconds, kind, args.keepalive, args.loop)
+        print(
+            f"{rung.legs:7d} {rung.cpu:5.0%} {rung.per_frame * 1e6:9.1f}"
+            f" {rung.late50 * 1e3:11.1f} /{rung.late99 * 1e3:7.1f}"
+            f" {rung.latency50 * 1e3:13.1f} /{rung.latency99 * 1e3:7.1f}"
+            f" {rung.kb_per_leg:8.1f}  {'yes' if rung.good else 'NO'}"
+            + (f"  (generator {rung.generator_late99 * 1e3:.0f} ms late)"
+               if rung.generator_late99 > 0.01 else ""),
+            flush=True,
+        )  # fmt: skip
+        if rung.good:
+            best = max(best, rung.legs)
+            if not args.legs:
+                rungs.append(int(rung.legs * CLIMB))
+    print(f"most legs on one core at ≤ {MOST_CPU:.0%} and ≤ {MOST_LATE * 1e3:.0f} ms: {best}")
+    return 0
+
+
+def measure(legs: int, seconds: float, kind: str, keepalive: str, loop: str) -> Rung:
+    """One rung."""
+    _allow_files(legs + 100)
+    blocks = int((WARM_UP + seconds + 2) * 12.5) + 50
+    shape = (legs, blocks)
+    sent = np.zeros(shape)
+    shared = NamedTemporaryFile(dir="/dev/shm")
+    ready = np.memmap(shared.name, np.float64, "w+", shape=shape)
+    sock = listen(Address("127.0.0.1", 0), "bench")
+    cores = sorted(os.sched_getaffinity(0))
+    subject = subprocess.Popen(
+        [sys.executable, "-m", "bridge.bench.subject", str(sock.fileno()), shared.name,
+         str(legs), str(blocks), kind, keepalive, loop],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[sock.fileno()],
+    )  # fmt: skip
+    try:
+        os.sched_setaffinity(subject.pid, cores[:1])
+        os.sched_setaffinity(0, cores[1:] or cores)
+        before = _answer(subject)["rss"]
+        generator = Generator(legs, sock.getsockname(), sent)
+        generator.run(WARM_UP)
+        _ask(subject, "zero")
+        first = generator.frames // 4
+        lateness = generator.run(seconds)
+        result = _ask(subject, "read")
+        generator.run(0.3)
+        generator.close()
+        times = np.asarray(ready) - sent
+        window = slice(first + 1, first + int(seconds * 12.5) - 1)
+        valid = ready[:, window] > 0
+        latency = times[:, window][valid]
+        return Rung(
+            legs,
+            result["cpu"],
+            result["cpu"] / (legs * 50),
+            result["late50"],
+            result["late99"],
+            float(np.percentile(latency, 50)) if latency.size else float("inf"),
+            float(np.percentile(latency, 99)) if latency.size else float("inf"),
+            (result["rss"] - before) / legs / 1000,
+            float(np.percentile(lateness, 99)),
+            1 - float(valid.mean()),
+        )
+    finally:
+        subject.kill()
+        subject.wait()
+        for pipe in (subject.stdin, subject.stdout):
+            if pipe is not None:
+                pipe.close()
+        os.sched_setaffinity(0, cores)
+        sock.close()
+        shared.close()
+
+
+class Generator:
+    """Real-time legs from a plain loop: a frame for 1/20 of the legs every millisecond."""
+
+    def __init__(self, legs: int, address: tuple[str, int], sent: npt.NDArray[np.float64]) -> None:
+        self.frames = 0  # per leg
+        self._sent = sent
+        self._socks: list[socket.socket] = []
+        self._messages: list[bytes] = []
+        for i in range(legs):
+            sock = socket.create_connection(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            sock.send(b"\x01\x00\x10" + uuid.UUID(int=i + (4 << 76) + (8 << 60)).bytes)
+            self._socks.append(sock)
+            samples = np.full(160, i % 32000 + 1, "<i2").tobytes()
+            self._messages.append(b"\x10\x01\x40" + samples)
+            if i % 100 == 99:
+                self._drain()  # who does not read is taken for dead
+
+    def run(self, seconds: float) -> list[float]:
+        """Whole frames for about so long; how late each millisecond was."""
+        late: list[float] = []
+        start = time.monotonic()
+        for frame in range(int(seconds * 50)):
+            for bucket in range(BUCKETS):
+                due = start + frame * 0.02 + bucket * 0.001
+                wait = due - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+                late.append(max(0.0, time.monotonic() - due))
+                self._send(bucket)
+            self.frames += 1
+        return late
+
+    def _send(self, bucket: int) -> None:
+        socks, messages, sent = self._socks, self._messages, self._sent
+        ends_block = self.frames % 4 == 3
+        block = self.frames // 4
+        drain = self.frames % 10 == bucket % 10
+        for i in range(bucket, len(socks), BUCKETS):
+            if ends_block:
+                sent[i, block] = time.monotonic()
+            try:
+                socks[i].send(messages[i])
+                if drain:
+                    socks[i].recv(65536)
+            except BlockingIOError:
+                pass
+
+    def _drain(self) -> None:
+        for sock in self._socks:
+            with contextlib.suppress(BlockingIOError):
+                sock.recv(65536)
+
+    def close(self) -> None:
+        """Hang up all legs."""
+        for sock in self._socks:
+            sock.close()
+
+
+def _answer(subject: subprocess.Popen[str]) -> dict[str, float]:
+    assert subject.stdout is not None
+    line = subject.stdout.readline()
+    if not line:
+        raise BridgeError("the measured process died; its message is above")
+    answer: dict[str, float] = json.loads(line)
+    return answer
+
+
+def _ask(subject: subprocess.Popen[str], command: str) -> dict[str, float]:
+    assert subject.stdin is not None
+    subject.stdin.write(command + "\n")
+    subject.stdin.flush()
+    return _answer(subject)
+
+
+def _allow_files(n: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < n:
+        raise BridgeError(f"{n} open files are needed, the limit is {hard}: ulimit -n {n}")
+    if soft < n:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))

@@ -1,0 +1,348 @@
+"""Queue 2: what stands between the calls and one sink, so that neither waits for the other.
+
+Theory of operation. Every call with rows has one entry in a heap, by the time its head is due; a
+dispatcher takes due calls from it and gives each call's head, and only its head, to the sink, in
+at most `concurrency` tasks at a time. So events of a call stay in order, and a call that waits for
+a retry holds up nobody else. A head that fails is due again later; whatever happens to an event,
+the next one that the sink takes says how many it was not given (`gap_before`).
+
+A sink that fails for everybody is not asked by everybody: after `TRIP` failures in a row the
+breaker is open, and one due head per `PROBE` seconds is let through until one is taken. Then all
+calls are due again, for what they waited for was the sink's recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+from bridge.contract import event_type
+from bridge.egress.pending import Agenda, Backlog, Pending, Row
+from bridge.egress.retry import PROBE, SCHEDULE, TRIP, Breaker, backoff
+from bridge.errors import DeliveryError
+from bridge.interfaces import Egress
+from bridge.types import CallEvent, Ended, Partial, Refused
+
+PARTIAL_TTL = 10.0  # seconds; what somebody was saying then helps nobody now
+DELIVERY_LIMIT = 90.0  # seconds; for sinks that forgot a deadline of their own
+CLOSE_LIMIT = 5.0  # seconds for a sink to let go
+QUIET = 60.0  # seconds between two lines about single failures
+
+State: TypeAlias = Literal["ok", "failing", "open", "gone"]
+Wait: TypeAlias = Callable[[asyncio.Event, float | None], Awaitable[None]]
+
+log = logging.getLogger("callscribe.outbox")
+
+
+async def wait_for(event: asyncio.Event, seconds: float | None) -> None:
+    """Return when `event` is set or `seconds` have passed."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+class Outbox:
+    """One sink's queue. Everything happens on the event loop's thread.
+
+    Give it every event of every call: events that the sink does not want (`wants(event)`, where
+    a sink has it) are left out here, so that a call's end is seen and gaps are counted.
+    `wait(event, seconds)` returns when the event is set or the time has passed.
+    """
+
+    def __init__(
+        self,
+        sink: Egress,
+        *,
+        limit: int = 10_000,
+        concurrency: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        schedule: Sequence[float] = SCHEDULE,
+        wait: Wait = wait_for,
+    ) -> None:
+        self.name = sink.name
+        self.counters: Counter[str] = Counter()
+        self._sink, self._limit, self._concurrency = sink, limit, concurrency
+        self._clock, self._jitter, self._schedule, self._wait = clock, jitter, schedule, wait
+        self._pending = Pending()
+        self._agenda = Agenda()
+        self._breaker = Breaker()
+        self._flying: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._deadline: float | None = None  # set while flushing
+        self._quiet_until = float("-inf")
+        self._gone = self._closed = False
+
+    @property
+    def queued(self) -> int:
+        """Events waiting or with the sink."""
+        return len(self._pending)
+
+    @property
+    def oldest(self) -> float:
+        """Age of the oldest queued event in seconds; 0 when there is none."""
+        since = self._pending.oldest
+        return 0.0 if since is None else max(0.0, self._clock() - since)
+
+    @property
+    def calls(self) -> int:
+        """Calls that are remembered: those with events queued, and those not over."""
+        return self._pending.calls
+
+    @property
+    def state(self) -> State:
+        if self._gone:
+            return "gone"
+        if self._breaker.open:
+            return "open"
+        return "failing" if self._breaker.failures else "ok"
+
+    # -- events come in ----------------------------------------------------------------------
+
+    def put(self, event: CallEvent) -> None:
+        """Queue one event. Never blocks, never raises; what is dropped is counted.
+
+        An event that is queued already is not queued twice.
+        """
+        if self._closed or self._gone:
+            self.counters["dropped_shutdown" if self._closed else "disabled"] += 1
+            return
+        wanted = self._wants(event)
+        backlog = (self._pending.backlog if wanted else self._pending.find)(event.call.id)
+        if backlog is None:
+            return
+        if isinstance(event.body, Ended | Refused):
+            backlog.over = True
+        if wanted and event.seq not in backlog.rows:
+            self._add(backlog, event)
+        self._pending.tidy(backlog)
+
+    def _wants(self, event: CallEvent) -> bool:
+        wants: Callable[[CallEvent], bool] | None = getattr(self._sink, "wants", None)
+        try:
+            return wants is None or wants(event)
+        except Exception as error:
+            self._odd(event, error)
+            return True
+
+    def _add(self, backlog: Backlog, event: CallEvent) -> None:
+        now = self._clock()
+        self._expire(now)
+        row = Row(event, now)
+        old = self._pending.replaced_by(backlog, event)
+        self._pending.add(backlog, row)
+        if old is not None and old.flying:
+            old.stale = True
+        elif old is not None:
+            self._drop(backlog, old, "superseded")
+        if len(self._pending) > self._limit:
+            self._shed(backlog, row)
+        if backlog.rows and not backlog.ticket and not backlog.flying:
+            self._arm(backlog, now)
+
+    def _shed(self, newcomer: Backlog, row: Row) -> None:
+        """One row has to go: the order is `pending`'s, in which the newcomer takes part."""
+        backlog, victim = self._pending.victim(row.rank) or (newcomer, row)
+        partial = isinstance(victim.event.body, Partial)
+        was_head = backlog.head is victim
+        self._drop(backlog, victim, "dropped_partial" if partial else "dropped_full")
+        now = self._clock()
+        if was_head and backlog.ticket and backlog.due > now and not backlog.wish:
+            self._arm(backlog, now)  # its back-off went with it
+
+    def _expire(self, now: float) -> None:
+        for backlog, row in self._pending.partials_due(now, PARTIAL_TTL):
+            self._drop(backlog, row, "expired")
+
+    def _drop(self, backlog: Backlog, row: Row, counter: str) -> None:
+        self._pending.remove(backlog, row)
+        self.counters[counter] += 1
+
+    # -- events go out -----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the sink, then deliver. What the sink's `start` raises is the caller's to judge."""
+        await self._sink.start()
+        self._task = asyncio.create_task(self._run(), name=f"outbox {self.name}")
+
+    async def _run(self) -> None:
+        while not self._finished():
+            self._wake.clear()
+            self._launch(self._clock())
+            await self._wait(self._wake, self._pause())
+
+    def _launch(self, now: float) -> None:
+        """Give the sink every head that is due, as far as concurrency and breaker let."""
+        self._expire(now)
+        while len(self._flying) < self._concurrency and now >= self._breaker.ask_at:
+            backlog = self._agenda.take(now)
+            if backlog is None or (row := backlog.head) is None:
+                return
+            self._breaker.asked(now)
+            self.counters["retries"] += row.attempts > 0
+            row.flying = backlog.flying = True
+            task = asyncio.create_task(self._deliver(backlog, row))
+            self._flying.add(task)
+            task.add_done_callback(self._landed)
+
+    def _arm(self, backlog: Backlog, due: float) -> None:
+        self._agenda.add(backlog, due)
+        self._wake.set()
+
+    def _pause(self) -> float | None:
+        """Seconds until there is something to do of which nobody will tell."""
+        times = [] if self._deadline is None else [self._deadline]
+        due = self._agenda.due
+        if due is not None and len(self._flying) < self._concurrency:
+            times.append(max(due, self._breaker.ask_at))
+        return max(0.0, min(times) - self._clock()) if times else None
+
+    async def _deliver(self, backlog: Backlog, row: Row) -> None:
+        gap = max(0, row.event.seq - backlog.last - 1)
+        event = replace(row.event, gap_before=gap) if gap != row.event.gap_before else row.event
+        failure: DeliveryError | None = None
+        try:
+            async with asyncio.timeout(DELIVERY_LIMIT):
+                await self._sink.deliver(event)
+        except DeliveryError as error:
+            failure = error
+        except Exception as error:
+            self._odd(event, error)
+            failure = DeliveryError(f"{self.name} failed: {type(error).__name__}")
+        finally:
+            row.flying = backlog.flying = False
+        if self._closed:  # the sink would not be cancelled
+            return
+        if failure is None:
+            self._delivered(backlog, row)
+        else:
+            self._failed(backlog, row, failure)
+        if backlog.rows:
+            self._arm(backlog, max(backlog.due, self._clock()))  # behind those who wait
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._flying.discard(task)
+        self._wake.set()
+
+    def _delivered(self, backlog: Backlog, row: Row) -> None:
+        backlog.last = row.event.seq
+        self._drop(backlog, row, "delivered")
+        if self._breaker.taken() and not self._gone:
+            log.warning("%s takes events again; %d are waiting", self.name, self.queued)
+            self._hurry()
+
+    def _failed(self, backlog: Backlog, row: Row, error: DeliveryError) -> None:
+        now, before = self._clock(), self.state
+        row.attempts += 1
+        self._breaker.failed(now, error.retry_after or 0.0)
+        self._gone = self._gone or error.gone
+        self._say(before, error, now)
+        if self._gone:
+            self._drop(backlog, row, "disabled")
+            self._disable()
+        elif error.permanent:
+            log.warning(
+                "%s: event %d of call %r is given up: %s",
+                *(self.name, row.event.seq, backlog.call, error),
+            )
+            self._drop(backlog, row, "failed_permanent")
+        else:
+            backlog.wish = error.retry_after is not None
+            backlog.due = self._again(row, now, error.retry_after)
+            if row.stale:
+                self._drop(backlog, row, "superseded")
+
+    def _again(self, row: Row, now: float, wish: float | None) -> float:
+        """When to try a second time: the sink's wish wins over the schedule."""
+        if wish is not None:
+            return now + max(0.0, wish)
+        due = now + backoff(self._schedule, row.attempts, self._jitter())
+        if isinstance(row.event.body, Partial):  # which is dropped then, and holds up nobody
+            due = min(due, row.since + PARTIAL_TTL)
+        return due
+
+    def _disable(self) -> None:
+        """Drop what waits. What is flying is dropped, or delivered, when it lands."""
+        for backlog, row in self._pending.waiting():
+            self._drop(backlog, row, "disabled")
+        for backlog in self._pending.backlogs():
+            backlog.over = True
+            self._pending.tidy(backlog)
+        self._agenda = Agenda()
+
+    def _say(self, before: State, error: DeliveryError, now: float) -> None:
+        """One line per change for the worse, not one per failure."""
+        if self.state == before:
+            return
+        if self.state == "gone":
+            log.error("%s gets no more events until a restart: %s", self.name, error)
+        elif self.state == "open":
+            text = "%s failed %d times in a row and is asked once in %g s from now on: %s"
+            log.warning(text, self.name, TRIP, PROBE, error)
+        elif now >= self._quiet_until:  # a sink that fails now and then must not fill the log
+            self._quiet_until = now + QUIET
+            log.warning("%s: %s; trying again", self.name, error)
+
+    def _odd(self, event: CallEvent, error: Exception) -> None:
+        """Log what a sink must not raise. Only its type: its text may hold what was said."""
+        self.counters["errors"] += 1
+        log.error(
+            "%s raised %s at event %d (%s) of call %r",
+            *(self.name, type(error).__name__, event.seq, event_type(event), event.call.id),
+        )
+
+    def _hurry(self) -> None:
+        """All calls are due now, but for those whose wait the sink itself asked for."""
+        self._agenda.hurry(self._clock())
+        self._wake.set()
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _finished(self) -> bool:
+        """True when flushing is over: all is done, time is up, or nothing comes due in time."""
+        if self._deadline is None:
+            return False
+        now = self._clock()
+        if now >= self._deadline or (not self._flying and not self._pending):
+            return True
+        due = self._agenda.due
+        if self._flying or due is None:
+            return False
+        return max(due, self._breaker.ask_at) > self._deadline
+
+    async def close(self, timeout: float) -> int:  # noqa: ASYNC109 - a flush, not a cancellation
+        """Flush for at most `timeout` seconds, then let go. Returns how many events are lost.
+
+        Every waiting head is tried at once, whatever its back-off: there is no later.
+        """
+        if self._task is not None and self._deadline is None:
+            self._deadline = self._clock() + timeout
+            self._breaker.ask_at = 0.0
+            self._hurry()
+            await self._task
+        self._closed = True
+        for task in self._flying:
+            task.cancel()
+        if self._flying:
+            await asyncio.wait(self._flying, timeout=CLOSE_LIMIT)
+        left = self._pending.clear()
+        self.counters["dropped_shutdown"] += left
+        if self._task is not None:
+            await self._let_go()
+        return left
+
+    async def _let_go(self) -> None:
+        self._task = None
+        try:
+            async with asyncio.timeout(CLOSE_LIMIT):
+                await self._sink.close()
+        except Exception as error:
+            log.error("%s raised %s when it was closed", self.name, type(error).__name__)

@@ -1,0 +1,80 @@
+"""What the HTTP side needs of the server, and the keys under which an application carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from aiohttp import web
+
+from bridge.metrics import Metrics
+from bridge.types import Announcement
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the bridge is. `reasons` are sentences why it is not ready; empty when it is.
+
+    `live` is False when only a restart helps. `started`: it has been ready once. `checks` maps a
+    part (``engine``, ``ami`` …) to ``ok`` or what is wrong with it. `used` of `slots` are leased,
+    and `calls` of at most `max_calls` are running.
+    """
+
+    ready: bool
+    live: bool
+    started: bool
+    reasons: tuple[str, ...]
+    checks: dict[str, str]
+    used: int
+    slots: int
+    calls: int
+    max_calls: int
+
+
+class Service(Protocol):
+    """The server, as the HTTP side sees it. Nothing here may block."""
+
+    metrics: Metrics
+
+    def info(self) -> dict[str, object]:
+        """Name, version, engine, slots, used, uptime and the like, as JSON allows it."""
+
+    def health(self) -> Health:
+        """How we are now."""
+
+    def calls(self) -> list[dict[str, object]]:
+        """Running calls and those that ended last, without their words."""
+
+    def call(self, id: str) -> dict[str, object] | None:
+        """One call with its conversation, or None."""
+
+    def text(self, id: str) -> str | None:
+        """The conversation as plain text, or None for an unknown call."""
+
+    def announce(self, announcement: Announcement) -> float:
+        """Expect this UUID; seconds it stays valid. Raises `Busy`, or ValueError if it is taken."""
+
+    def hang_up(self, id: str) -> bool:
+        """End a call. False for one that is not running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one peer may take of us. Times in seconds, so that nobody holds a connection for free.
+
+    A connection is cut when it has not asked a whole request `first` after it was made, and when
+    it has not taken its answer and asked again `idle` after the last one was begun.
+    """
+
+    connections: int = 256
+    first: float = 10.0
+    idle: float = 75.0  # longer than the usual 15 s, 30 s and 60 s between two scrapes
+    body: float = 5.0
+    shutdown: float = 2.0
+
+
+SERVICE: web.AppKey[Service] = web.AppKey("service")
+LIMITS: web.AppKey[Limits] = web.AppKey("limits", Limits)

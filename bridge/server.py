@@ -1,0 +1,297 @@
+"""The process behind the listeners: build, warm up, listen, admit, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Mapping, Sequence
+
+from bridge.config import AudioSocketSettings, Settings
+from bridge.desk import Desk, watch
+from bridge.egress.ami import AmiEgress
+from bridge.egress.log import LogEgress
+from bridge.egress.outbox import Outbox
+from bridge.egress.webhook import Webhook
+from bridge.engine.choice import build, choose
+from bridge.http.app import HttpServer, make_app
+from bridge.ingress.audiosocket import AudioSocket, Rules
+from bridge.interfaces import Egress, Recogniser
+from bridge.metrics import Metrics
+from bridge.pbx.ami import AmiLink
+from bridge.switchboard import Admission, Line, Switchboard
+from bridge.transport.tcp import Connection, Limits, TcpPort
+from bridge.turns import TurnRules
+from bridge.types import (
+    Announcement,
+    Audio,
+    CallEvent,
+    Closed,
+    Digit,
+    IngressEvent,
+    Opened,
+    Warned,
+)
+
+log = logging.getLogger(__name__)
+
+EXPIRE_EVERY = 0.05  # s between looks at waits that are over
+ENGINE_WAIT = 5.0  # s that connections wait in the kernel for the engine before they are refused
+
+
+class AudioSocketUser:
+    """Connections of the AudioSocket listener ↔ lines of the switchboard."""
+
+    def __init__(
+        self, settings: AudioSocketSettings, switchboard: Switchboard, metrics: Metrics
+    ) -> None:
+        self._rules = Rules(
+            rate=settings.rate,
+            keepalive=settings.keepalive,
+            uuid_deadline=settings.uuid_deadline,
+            max_frame=settings.max_frame,
+        )
+        self._switchboard = switchboard
+        self._metrics = metrics
+        self.frames_of_ended = 0
+
+    def ingress(self, now: float) -> AudioSocket:
+        """The protocol of a new connection."""
+        return AudioSocket(self._rules, now)
+
+    def event(self, connection: Connection, event: IngressEvent, now: float) -> None:
+        """Something was said on a connection."""
+        line = connection.context
+        match event:
+            case Audio(frame) if isinstance(line, Line):
+                lost = line.audio(frame)
+                if lost:
+                    self._metrics.dropped("frames", "waiting", lost)
+            case Opened(uuid):
+                self._opened(connection, uuid, now)
+            case Digit(digit) if isinstance(line, Line):
+                line.digit(digit)
+            case Warned(kind, text):
+                self._metrics.warned(kind)
+                log.warning("%s: %s", connection.label, text)
+            case Closed(reason):
+                if isinstance(line, Line):
+                    connection.context = None
+                    self._switchboard.closed(line, reason)
+                else:
+                    # A health check, an unanswered channel (PROTOCOLS §1.4): quietly.
+                    log.debug("%s: closed before its UUID: %s", connection.label, reason)
+                    self._metrics.connection_refused(
+                        "deadline" if reason == "timeout" else "no_uuid"
+                    )
+                if reason == "timeout":
+                    connection.hang_up()
+
+    def _opened(self, connection: Connection, uuid: str, now: float) -> None:
+        ingress = connection.ingress
+        assert isinstance(ingress, AudioSocket)
+        connection.label = uuid
+        connection.context = self._switchboard.opened(
+            uuid, "audiosocket", connection.hang_up, lambda: ingress.origin, now
+        )
+
+
+class Server:
+    """Everything of one worker process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        recogniser: Recogniser | None = None,
+        sinks: Sequence[Egress] = (),
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.recogniser = recogniser or build(settings.engine)
+        self.began = time.monotonic()
+        self.loaded = False
+        self.draining = False
+        self.outboxes: list[Outbox] = []
+        self.link: AmiLink | None = None
+        self.port: TcpPort | None = None
+        self.http: HttpServer | None = None
+        self._listeners: dict[str, socket.socket] = {}
+        self._expirer: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        audiosocket = settings.audiosocket or AudioSocketSettings()
+        someone_joins = settings.ami is not None or audiosocket.admission == "announced"
+        self.switchboard = Switchboard(
+            self.recogniser,
+            Admission(
+                mode=audiosocket.admission,
+                join_wait=audiosocket.join_wait if someone_joins else 0.0,
+                max_calls=settings.calls.max,
+                max_seconds=settings.calls.max_seconds,
+                announce_ttl=settings.calls.announce_ttl,
+                keep_ended=settings.calls.keep_ended,
+            ),
+            TurnRules(**settings.turns.model_dump()),
+            publish=self.publish,
+            count=self.metrics,
+            clock=time.monotonic,
+            wall=time.time,
+        )
+        self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics)
+        self._make_sinks(sinks)
+
+    def _make_sinks(self, more: Sequence[Egress]) -> None:
+        settings = self.settings
+        self.outboxes.extend(Outbox(sink) for sink in more)
+        self.outboxes.append(Outbox(LogEgress(transcripts=settings.log.transcripts)))
+        if settings.ami is not None:
+            self.link = AmiLink(settings.ami, self._announced_by_ami)
+            self.outboxes.append(Outbox(AmiEgress(self.link, settings.ami)))
+        for hook in settings.webhook:
+            self.outboxes.append(Outbox(Webhook(hook), limit=hook.queue))
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self, listeners: Mapping[str, socket.socket]) -> None:
+        """Listen, and load the engine. `listeners`: by name, ``audiosocket`` and ``http``.
+
+        Raises `EngineUnavailable`.
+        """
+        self._listeners = dict(listeners)
+        if "http" in listeners:
+            token = self.settings.http.token
+            app = make_app(
+                Desk(self),
+                token=token.get_secret_value() if token else None,
+                hosts=self.settings.http.hosts,
+            )
+            self.http = HttpServer(app, listeners["http"])
+            await self.http.start()
+        for outbox in self.outboxes:
+            await outbox.start()
+        if self.link is not None:
+            await self.link.start()
+        if "audiosocket" in listeners:
+            self._make_port(listeners["audiosocket"])
+        watch(self)
+        self._expirer = asyncio.create_task(self._expire(), name="expire")
+        loop = asyncio.get_running_loop()
+        # Connections wait in the kernel while the engine loads, and are told no if that is long.
+        late = loop.call_later(ENGINE_WAIT, self._open, "not ready")
+        try:
+            await self.recogniser.start()
+        finally:
+            late.cancel()
+        self.loaded = True
+        self._open("")
+        log.info(
+            "ready: %s, %d slots (%s)",
+            self.recogniser.name,
+            self.recogniser.slots,
+            choose(self.settings.engine).why,
+        )
+
+    def _make_port(self, sock: socket.socket) -> None:
+        settings = self.settings.audiosocket or AudioSocketSettings()
+        self.port = TcpPort(
+            sock,
+            self._user,
+            Limits(
+                connections=settings.max_connections,
+                per_address=settings.max_connections_per_address,
+                allow=tuple(settings.allow),
+                peer_timeout=settings.peer_timeout,
+            ),
+            lateness=self.metrics.lateness,
+        )
+        self.port.start()
+
+    def _open(self, refuse: str) -> None:
+        if self.port is not None and not self.draining:
+            self.port.refuse = refuse
+            self.port.listen(True)
+
+    async def run_until(self, stop: asyncio.Event, retire: asyncio.Event) -> None:
+        """Serve until one of them is set, then drain and close."""
+        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(retire.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await self.drain(handover=retire.is_set())
+        await self.close()
+
+    def hurry(self) -> None:
+        """Stop waiting for calls to end (a second SIGTERM)."""
+        self._hurry.set()
+
+    async def drain(self, *, handover: bool = False) -> None:
+        """No new calls; let calls end within the limit, then end them.
+
+        `handover`: a fresh worker accepts on the same sockets, so we leave those alone.
+        """
+        self.draining = self.switchboard.draining = True
+        log.info("draining: %d calls", len(self.switchboard.calls))
+        if self.port is not None:
+            self.port.refuse = "draining"
+            if handover:
+                self.port.listen(False)
+        if handover and self.http is not None:
+            await self.http.close()
+            self.http = None
+        await self._calls_gone(self.settings.service.drain_timeout)
+        for call_id in list(self.switchboard.calls):
+            self.switchboard.hang_up(call_id)
+        if not self._hurry.is_set():
+            await self._calls_gone(self.settings.service.flush_timeout)
+
+    async def _calls_gone(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while self.switchboard.calls and not self._hurry.is_set():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), min(0.05, left))
+
+    async def close(self) -> None:
+        """Flush the sinks within the limit and let go of everything."""
+        for call in list(self.switchboard.calls.values()):
+            call.end()
+        if self._expirer is not None:
+            self._expirer.cancel()
+        timeout = 0.0 if self._hurry.is_set() else self.settings.service.flush_timeout
+        left = await asyncio.gather(*(outbox.close(timeout) for outbox in self.outboxes))
+        for outbox, n in zip(self.outboxes, left, strict=True):
+            if n:
+                log.error("%s: %d events were not delivered", outbox.name, n)
+        if self.link is not None:
+            await self.link.close()
+        if self.port is not None:
+            self.port.close()
+        if self.http is not None:
+            await self.http.close()
+        await self.recogniser.close()
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_EVERY)
+            try:
+                self.switchboard.expire(time.monotonic())
+            except Exception:
+                log.exception("letting time pass failed")
+
+    # -- events --------------------------------------------------------------------------------
+
+    def publish(self, event: CallEvent) -> None:
+        """To every sink's queue."""
+        for outbox in self.outboxes:
+            outbox.put(event)
+
+    def announce(self, announcement: Announcement) -> float:
+        """What a UUID belongs to (`Switchboard.announce`)."""
+        return self.switchboard.announce(announcement, time.monotonic())
+
+    def _announced_by_ami(self, announcement: Announcement) -> None:
+        with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer
+            self.switchboard.announce(announcement, time.monotonic())

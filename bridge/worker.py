@@ -1,0 +1,87 @@
+"""The worker process: one `Server` on sockets that somebody else may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from bridge.config import Settings
+from bridge.errors import EngineUnavailable
+from bridge.server import Server
+
+log = logging.getLogger(__name__)
+
+EXIT_ENGINE = 3  # the engine cannot be had
+
+
+def run(settings: Settings, sockets: dict[str, socket.socket]) -> int:
+    """Serve until SIGTERM. The exit status."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_serve(settings, sockets))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed: twice the legs a core (BENCHMARKS.md)."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(settings: Settings, sockets: dict[str, socket.socket]) -> int:
+    server = Server(settings)
+    stop, retire = asyncio.Event(), asyncio.Event()
+    starting = asyncio.current_task()
+
+    def on_stop() -> None:
+        if stop.is_set():
+            server.hurry()
+        stop.set()
+        if not server.loaded and starting is not None:
+            starting.cancel()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, on_stop)
+    loop.add_signal_handler(signal.SIGINT, on_stop)
+    loop.add_signal_handler(signal.SIGUSR1, retire.set)
+    try:
+        await server.start(sockets)
+    except EngineUnavailable as e:
+        log.error("%s", e)
+        print(f"callscribe: {e}", file=sys.stderr)
+        await server.close()
+        return EXIT_ENGINE
+    except asyncio.CancelledError:
+        await server.close()
+        return 0
+    notify_ready()
+    await server.run_until(stop, retire)
+    log.info("stopped")
+    return 0
+
+
+def die_with_parent() -> None:
+    """Be drained when the parent is killed: nobody would start the next worker."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def notify_ready() -> None:
+    """Tell systemd (sd_notify(3)) or our parent that calls are answered."""
+    fd = os.environ.pop("CALLSCRIBE_READY_FD", "")
+    if fd:
+        os.write(int(fd), b"ready\n")
+        os.close(int(fd))
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
+            s.send(b"READY=1")
