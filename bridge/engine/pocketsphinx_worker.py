@@ -48,8 +48,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Where cepstral mean normalisation begins, before it has heard the caller: the mean over 80
 # Asterisk prompts and 24 flite sentences, 8 kHz with each sample repeated. The model's own value
-# (40, 3, -1, 0 ...) is for wide-band audio: the first utterance of a call then has 61 errors in
-# 232 words instead of 39, and the prompts 80 % instead of 75 %.
+# (40, 3, -1, 0 ...) is for wide-band audio and spoils a call's first utterance: on 40 other
+# prompts the word error rate falls from 0.80 to 0.75 with this one.
 TELEPHONE_MEAN = "44.5,2.9,3.6,4.7,2.7,-2.4,0.5,-0.7,-3.2,1.0,-2.6,1.1,-0.9"
 
 # A guess under way has no lattice yet, hence no posterior: neither certain nor unlikely.

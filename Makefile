@@ -1,0 +1,41 @@
+# make demo    the first minute: a recorded call, transcribed live (ASTERISK=1: through an Asterisk)
+# make test    all tests
+# make lint    ruff and mypy --strict
+# make soak    slow tests
+# make asterisk-lab   a real Asterisk 22 for tests/asterisk, in a directory of its own (root)
+# make bench   the numbers of BENCHMARKS.md
+
+PYTHON ?= python3
+BIN = .venv/bin
+READY = .venv/.ready
+
+.PHONY: demo test lint soak asterisk-lab bench clean
+
+demo: $(READY)
+	@$(BIN)/callscribe demo $(if $(ASTERISK),--asterisk)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not soak and not gpu"
+
+soak: $(READY)
+	$(BIN)/python -m pytest -m soak --timeout 1800
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict bridge
+
+asterisk-lab:
+	.ci/asterisk-lab
+
+bench: $(READY)
+	$(BIN)/callscribe bench media
+	$(BIN)/callscribe bench media --loop asyncio
+	$(BIN)/callscribe bench media --naive
+	$(BIN)/callscribe bench churn
+
+$(READY): pyproject.toml .ci/venv
+	@.ci/venv $(PYTHON)
+
+clean:
+	rm -rf .venv
