@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import fields, replace
 
+from bridge.audio.resample import Bank
 from bridge.interfaces import Recogniser
 from bridge.leg import Leg
 from bridge.turns import TurnRules
@@ -64,18 +65,29 @@ class Call:
         *,
         now: float,
         latency: Callable[[str, float], None] = lambda stage, end: None,
+        over: Callable[[], None] = lambda: None,
+        bank: Bank | None = None,
     ) -> Leg:
-        """A leg of this call, its clock set to the call's. Raises `Busy`, ValueError if taken."""
+        """A leg of this call, its clock set to the call's. Raises `Busy`, ValueError if taken.
+
+        `over` is called when the leg has heard its last, and before the call ends of it.
+        """
         if self.ended is not None or name in self.legs:
             raise ValueError(f"the call has had its {name} leg")
+
+        def leg_over(_: Leg) -> None:
+            over()
+            self._leg_over()
+
         leg = Leg(
             name,
             recogniser,
             rules,
             tell=self._told,
-            over=self._leg_over,
+            over=leg_over,
             offset=now - self.began,
             latency=latency,
+            bank=bank,
         )
         if not self.legs:
             self._number(None, Started())
@@ -93,11 +105,13 @@ class Call:
         self._end()
 
     def _told(self, leg: Leg, body: EventBody) -> None:
+        if self.ended is not None:
+            return  # nothing comes after `Ended`
         if isinstance(body, Final):
             self.finals.append((leg.name, body))
         self._number(leg.name, body)
 
-    def _leg_over(self, leg: Leg) -> None:
+    def _leg_over(self) -> None:
         if all(other.ended and not other.draining for other in self.legs.values()):
             self._end()
 

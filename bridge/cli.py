@@ -87,8 +87,13 @@ def _serve(args: argparse.Namespace) -> int:
     if sockets and "audiosocket" not in missing:
         # systemd holds the sockets and restarts us: no second parent is needed.
         sockets |= listeners.open_all(missing)
-        return worker.run(settings, sockets)
-    return supervisor.serve(args.config, sockets | listeners.open_all(missing))
+        worker.leave(worker.run(settings, sockets))
+    sockets |= listeners.open_all(missing)
+    try:
+        return supervisor.serve(args.config, sockets)
+    finally:
+        for sock in sockets.values():
+            sock.close()
 
 
 def _worker(args: argparse.Namespace) -> int:
@@ -100,7 +105,11 @@ def _worker(args: argparse.Namespace) -> int:
     if not sockets:
         raise BridgeError("this command is run by: callscribe serve")
     worker.die_with_parent()
-    return worker.run(settings, sockets)
+    try:
+        worker.leave(worker.run(settings, sockets))
+    finally:
+        for sock in sockets.values():
+            sock.close()
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ pydantic because its models, environment source and secret type are what this fi
 from __future__ import annotations
 
 import ipaddress
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,6 +29,7 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from bridge.egress.signature import check_secret
@@ -88,10 +90,22 @@ def _rate(value: int | None) -> int | None:
     return value
 
 
+def _slots(value: object) -> object:
+    """In one sentence; a union of types would make one of each."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if value == "auto" or (type(number) is int and 1 <= number <= 100_000):
+        return number
+    raise ValueError(f'expected 1 to 100000 or "auto", not {value!r}')
+
+
 def _check_url(url: str, *, allow_insecure: bool) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"url: expected https://host/path, not {url!r}")
+        # Not shown: a password or a token may be in it.
+        raise ValueError("url: expected https://host/path, with a host")
     if parts.username or parts.password:
         raise ValueError("url: put no user name or password in it; requests are signed instead")
     if parts.scheme == "http" and not Address(parts.hostname, 0).loopback and not allow_insecure:
@@ -128,7 +142,7 @@ class EngineSettings(_Section):
     """[engine]"""
 
     kind: str = "auto"  # auto | pocketsphinx | tones | "package.module:function"
-    slots: int | Literal["auto"] = Field(default="auto")
+    slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = "auto"
     queue_seconds: float = Field(default=10.0, ge=0.16, le=120)  # queue 1, per leg
 
     @model_validator(mode="after")
@@ -136,8 +150,6 @@ class EngineSettings(_Section):
         if self.kind != "auto" and self.kind not in ENGINE_KINDS and ":" not in self.kind:
             kinds = ", ".join(["auto", *ENGINE_KINDS])
             raise ValueError(f"kind: expected {kinds} or 'module:function', not {self.kind!r}")
-        if isinstance(self.slots, int) and not 1 <= self.slots <= 100_000:
-            raise ValueError(f"slots: expected 1 to 100000 or 'auto', not {self.slots}")
         return self
 
 
@@ -302,10 +314,30 @@ def load(path: str | Path | None) -> Settings:
 
 def from_dict(data: dict[str, Any]) -> Settings:
     """As `load`, from a dictionary."""
+    strange = _strange_variables()
+    if strange:
+        raise ConfigError(strange)
     try:
         return Settings(**data)
     except ValidationError as e:
         raise ConfigError([_sentence(dict(error)) for error in e.errors()]) from None
+    except SettingsError as e:  # names the section, never the value
+        example = '["10.0.0.0/8"]'
+        raise ConfigError(
+            [f"environment: {e}; lists and tables are written as JSON there: {example}"]
+        ) from None
+
+
+def _strange_variables() -> list[str]:
+    """BRIDGE_…__… of no section of ours: a slip of the pen that pydantic would pass over."""
+    sections = {name.upper() for name in Settings.model_fields}
+    return [
+        f"{name}: is not a setting (deployment/bridge.toml shows them all)"
+        for name in sorted(os.environ)
+        if name.upper().startswith("BRIDGE_")
+        and "__" in name
+        and name[len("BRIDGE_") :].partition("__")[0].upper() not in sections
+    ]
 
 
 def _sentence(error: dict[str, Any]) -> str:
@@ -316,6 +348,10 @@ def _sentence(error: dict[str, Any]) -> str:
         message = "is not a setting (deployment/bridge.toml shows them all)"
     elif error["type"] == "missing":
         message = "is missing"
+    elif error["type"] == "model_type":
+        message = f"expected a table, such as [{path}]"
+    elif error["type"] == "list_type":
+        message = "expected a list; of tables, [[" + path + "]]"
     else:
         message = message[:1].lower() + message[1:]
     return f"{path}: {message}"

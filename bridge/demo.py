@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.resources
 import shutil
 import sys
@@ -13,9 +14,10 @@ from typing import TextIO
 
 import numpy as np
 
-from bridge import client
+from bridge import client, demo_asterisk
 from bridge.accuracy import normalised, word_errors
 from bridge.config import Address, from_dict
+from bridge.errors import BridgeError
 from bridge.listeners import open_all
 from bridge.logs import escaped
 from bridge.server import Server
@@ -32,6 +34,8 @@ from bridge.types import (
 
 SLOTS = 2
 LEGS: tuple[LegName, LegName] = ("caller", "callee")
+RECORDING = 31.0  # s, bridge/samples/call.wav
+LOG_IN = 10.0  # s
 END_WAIT = 15.0  # s for the last words after the recording
 COLOURS = {"caller": "\x1b[36m", "callee": "\x1b[33m"}
 BAR = 30  # characters
@@ -159,36 +163,45 @@ async def run(*, asterisk: bool) -> int:
     """The whole demonstration; 0 when every leg was heard."""
     out = sys.stdout
     screen = Screen(out)
-    settings = from_dict(
-        {
-            "engine": {"kind": "pocketsphinx", "slots": SLOTS},
-            "audiosocket": {"listen": "127.0.0.1:0"},
-            "http": {"listen": "127.0.0.1:0"},
-            "log": {"level": "warning"},
+    settings: dict[str, object] = {
+        "engine": {"kind": "pocketsphinx", "slots": SLOTS},
+        "audiosocket": {"listen": "127.0.0.1:0"},
+        "log": {"level": "warning"},
+    }
+    if asterisk:
+        installation, account = demo_asterisk.find(), demo_asterisk.new_account()
+        settings["ami"] = {
+            "port": account.port,
+            "username": "callscribe",
+            "secret": account.secret,
         }
-    )
     sockets = open_all({"audiosocket": Address("127.0.0.1", 0)})
-    server = Server(settings, sinks=[screen])
+    server = Server(from_dict(settings), sinks=[screen])
     if hasattr(server.recogniser, "progress"):
         server.recogniser.progress = lambda done, of: progress_bar(out, "recogniser", done, of)
     try:
-        await server.start(sockets)
-        port = sockets["audiosocket"].getsockname()[1]
-        if asterisk:
-            from bridge import demo_asterisk
-
-            await demo_asterisk.play(server, port, out)
-        else:
-            await _play(server, port, out)
-        async with asyncio.timeout(END_WAIT):
-            await screen.ended.wait()
+        async with contextlib.AsyncExitStack() as stack:
+            port = sockets["audiosocket"].getsockname()[1]
+            if asterisk:
+                private = demo_asterisk.running(installation, port, account)
+                pbx = await stack.enter_async_context(private)
+            stack.push_async_callback(_shut, server)  # before the Asterisk goes
+            await server.start(sockets)
+            if asterisk:
+                await _play_through(pbx, server, screen, out)
+            else:
+                await _play(server, port, out)
+                await _ended(screen, END_WAIT)
     finally:
-        await server.drain()
-        await server.close()
         for sock in sockets.values():
             sock.close()
     print("\n" + "\n".join(screen.summary.lines(reference())), file=out)
     return 0 if all(screen.summary.text(leg) for leg in LEGS) else 1
+
+
+async def _shut(server: Server) -> None:
+    await server.drain()
+    await server.close()
 
 
 async def _play(server: Server, port: int, out: TextIO) -> None:
@@ -197,7 +210,33 @@ async def _play(server: Server, port: int, out: TextIO) -> None:
         server.announce(Announcement(name, call=names[0], leg=leg))
     print(f"a call of two parties to audiosocket://127.0.0.1:{port}, in real time\n", file=out)
     with importlib.resources.as_file(sample("call.wav")) as recording:
-        await client.call(recording, f"audiosocket://127.0.0.1:{port}", legs=2, uuids=names)
+        to = f"audiosocket://127.0.0.1:{port}"
+        played = await client.call(recording, to, legs=2, uuids=names)
+    for result in played:
+        if result.failed:
+            raise BridgeError(f"the call could not be played: {result.error}")
+
+
+async def _play_through(
+    pbx: demo_asterisk.Asterisk, server: Server, screen: Screen, out: TextIO
+) -> None:
+    assert server.link is not None
+    async with asyncio.timeout(LOG_IN):
+        await server.link.up()
+    print(f"a call of two parties through {await pbx.version()}, in real time\n", file=out)
+    await pbx.place_call()
+    await _ended(screen, RECORDING + END_WAIT)
+
+
+async def _ended(screen: Screen, patience: float) -> None:
+    try:
+        async with asyncio.timeout(patience):
+            await screen.ended.wait()
+    except TimeoutError:
+        raise BridgeError(
+            f"the recogniser has not finished {END_WAIT:.0f} s after the recording; "
+            "is the machine too slow for two legs? callscribe doctor looks"
+        ) from None
 
 
 def sample(name: str) -> importlib.resources.abc.Traversable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bridge import __version__
@@ -98,63 +99,54 @@ class Desk:
 
 def watch(server: Server) -> None:
     """Register what Prometheus reads from the server's state at scrape time."""
-    m, board, engine = server.metrics, server.switchboard, server.recogniser
-    m.watch("calls", "Calls that are up.", lambda: {(): len(board.calls)})
-    m.watch("legs", "Legs that are up.", lambda: {(): board.lines})
-    m.watch("lines_waiting", "Connections not yet joined.", lambda: {(): board.waiting})
-    m.watch("ready", "1 when ready.", lambda: {(): float(Desk(server).health().ready)})
-    m.watch(
+    board, engine, boxes = server.switchboard, server.recogniser, server.outboxes
+    link, port = server.link, server.port
+
+    def gauge(name: str, text: str, read: Callable[[], float]) -> None:
+        server.metrics.watch(name, text, lambda: {(): read()})
+
+    def counts(name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
+        server.metrics.watch(
+            name, text, lambda: {(k,): n for k, n in read().items()}, [label], "counter"
+        )
+
+    def total(name: str, text: str) -> None:
+        server.metrics.watch(
+            f"{name}_total", text, lambda: {(): _total(server, name)}, (), "counter"
+        )
+
+    gauge("calls", "Calls that are up.", lambda: len(board.calls))
+    gauge("legs", "Legs that are up.", lambda: board.lines)
+    gauge("lines_waiting", "Connections not yet joined to a call.", lambda: board.waiting)
+    gauge("ready", "1 when ready for calls.", lambda: Desk(server).health().ready)
+    total("frames", "Audio messages heard.")
+    total("blocks_dropped", "80 ms blocks that the engine was too slow for.")
+    server.metrics.watch(
         "slots",
         "Slots of the engine.",
         lambda: {("used",): engine.used, ("free",): engine.slots - engine.used},
         ["state"],
     )
-    m.watch(
-        "leg_frames_total", "Audio frames.", lambda: {(): _total(server, "frames")}, kind="counter"
-    )
-    m.watch(
-        "leg_blocks_dropped_total",
-        "80 ms blocks that the engine was too slow for.",
-        lambda: {(): _total(server, "blocks_dropped")},
-        kind="counter",
-    )
-    m.watch(
+    counts("engine_total", "What happened to the engine.", lambda: engine.counters, "what")
+    server.metrics.watch(
         "sink_queue",
         "Events that wait.",
-        lambda: {(outbox.name,): outbox.queued for outbox in server.outboxes},
+        lambda: {(box.name,): box.queued for box in boxes},
         ["sink"],
     )
-    m.watch(
+    server.metrics.watch(
         "sink_events_total",
         "What became of events.",
-        lambda: {
-            (outbox.name, what): n
-            for outbox in server.outboxes
-            for what, n in outbox.counters.items()
-        },
+        lambda: {(box.name, what): n for box in boxes for what, n in box.counters.items()},
         ["sink", "outcome"],
-        kind="counter",
+        "counter",
     )
-    if server.link is not None:
-        link = server.link
-        m.watch("ami_up", "1 when logged in.", lambda: {(): float(link.state == "up")})
-        m.watch(
-            "ami_session_total",
-            "What happened on the AMI connection.",
-            lambda: {(what,): n for what, n in link.counters.items()},
-            ["what"],
-            kind="counter",
-        )
-    if server.port is not None:
-        port = server.port
-        m.watch("connections", "Open sockets.", lambda: {(): port.connections})
-        m.watch(
-            "audiosocket_total",
-            "What happened on the AudioSocket listener.",
-            lambda: {(what,): n for what, n in port.counters.items()},
-            ["what"],
-            kind="counter",
-        )
+    if link is not None:
+        gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
+        counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")
+    if port is not None:
+        gauge("connections", "Open sockets of the AudioSocket listener.", lambda: port.connections)
+        counts("audiosocket_total", "What happened there.", lambda: port.counters, "what")
 
 
 def _total(server: Server, name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -59,6 +60,10 @@ class Recogniser(Protocol):
     block: int  # samples
     slots: int
     upsampling: Upsampling
+    counters: Counter[str]
+    """What happened to the engine: restarts and the like."""
+    on_step: Callable[[float, int], None]
+    """Told (seconds, legs) of each batch step, by an engine that steps in batches."""
 
     @property
     def used(self) -> int:

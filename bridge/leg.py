@@ -6,15 +6,17 @@ on_heard → turns → tell(event)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from bridge.audio.resample import Resampler, make_resampler
+from bridge.audio.resample import Bank, Feed
 from bridge.interfaces import Lease, Recogniser
 from bridge.turns import TurnRules, Turns
 from bridge.types import (
+    Block,
     EventBody,
     Final,
     Frame,
@@ -28,6 +30,7 @@ from bridge.types import (
 )
 
 Tell = Callable[["Leg", EventBody], None]
+MAX_SKEWS = 16  # changes of rate remembered; words older than these keep the oldest one's skew
 
 
 class Leg:
@@ -40,8 +43,8 @@ class Leg:
     """
 
     __slots__ = (
-        "_clock", "_lease", "_over", "_pushed", "_rate", "_recogniser", "_resampler",
-        "_silence", "_skew", "_tell", "_told_words", "_turns", "draining", "ended", "frames",
+        "_bank", "_clock", "_feed", "_lease", "_over", "_pushed", "_rate", "_recogniser",
+        "_silence", "_skews", "_tell", "_told_words", "_turns", "draining", "ended", "frames",
         "latency", "name", "offset", "reason", "words",
     )  # fmt: skip
 
@@ -55,6 +58,7 @@ class Leg:
         over: Callable[[Leg], None],
         offset: float = 0.0,
         latency: Callable[[str, float], None] = lambda stage, end: None,
+        bank: Bank | None = None,
     ) -> None:
         self.name: LegName = name
         self.offset = offset
@@ -72,9 +76,11 @@ class Leg:
         self._rate = 0
         self._clock = 0  # samples at _rate that were pushed on, silence included
         self._silence = 0.0  # s of gaps filled
-        self._skew = 0.0  # s that the recogniser's clock is behind the leg's
+        # From which second of the recogniser on it is how many seconds behind the leg.
+        self._skews: deque[tuple[float, float]] = deque(maxlen=MAX_SKEWS)
         self._pushed = 0
-        self._resampler: Resampler | None = None
+        self._feed: Feed | None = None
+        self._bank = bank or Bank()
         self._lease: Lease = recogniser.lease(self.on_heard, self.on_done)
 
     # -- down: audio ---------------------------------------------------------------------------
@@ -83,48 +89,50 @@ class Leg:
         """Audio of any rate and length; a start beyond what was heard is filled with silence."""
         if self.ended:
             return
-        if frame.rate != self._rate:
-            self._change_rate(frame.rate)
+        if self._feed is None or frame.rate != self._rate:
+            self._feed = self._change_rate(frame.rate)
         gap = frame.start - self._clock
         if gap > 0:
             self._fill(gap)
         samples = frame.samples
         if len(samples):
-            self.frames += 1
+            self.frames += frame.packets
             self._clock += len(samples)
-            self._push(samples)
+            self._feed.feed(samples)
 
-    def _push(self, samples: np.ndarray) -> None:
-        assert self._resampler is not None
-        for block in self._resampler.feed(samples):
-            self._pushed += 1
-            self._lease.push(block)
+    def _take(self, block: Block) -> None:
+        """A block is ready; the bank calls this, at the end of the turn at the latest."""
+        self._pushed += 1
+        self._lease.push(block)
 
     def _fill(self, gap: int) -> None:
         """`gap` samples of silence, a second at a time: a long hole costs no memory."""
         self._silence += gap / self._rate
         self._clock += gap
+        assert self._feed is not None
         while gap > 0:
             n = min(gap, self._rate)
-            self._push(np.zeros(n, np.int16))
+            self._feed.feed(np.zeros(n, np.int16))
             gap -= n
 
-    def _change_rate(self, rate: int) -> None:
-        if self._resampler is not None:
-            for block in self._resampler.flush():
-                self._pushed += 1
-                self._lease.push(block)
+    def _change_rate(self, rate: int) -> Feed:
+        if self._feed is not None:
+            self._feed.flush()
             self._clock = round(self._clock * rate / self._rate)
         self._rate = rate
         r = self._recogniser
-        self._resampler = make_resampler(rate, r.rate, r.block, r.upsampling)
+        feed = self._bank.open(rate, r.rate, r.block, r.upsampling, self._take)
         # A flushed block was padded: what the recogniser has heard is ahead of the leg by that.
-        self._skew = self._clock / rate - self._pushed * r.block / r.rate - self._resampler.delay
+        heard = self._pushed * r.block / r.rate
+        self._skews.append((heard, self._clock / rate - heard - feed.delay))
+        return feed
 
     def on_digit(self, digit: str) -> None:
         """A DTMF digit, after the audio before it."""
+        if self.ended:
+            return
         at = self._clock / self._rate if self._rate else 0.0
-        self._tell(self, Pressed(digit, self.offset + at))
+        self._tell(self, Pressed(digit, max(0.0, self.offset + at)))
 
     def finish(self, reason: str) -> None:
         """No more audio. The last words are still heard; then `over` is called."""
@@ -132,10 +140,8 @@ class Leg:
             return
         self.ended = self.draining = True
         self.reason = reason
-        if self._resampler is not None:
-            for block in self._resampler.flush():
-                self._pushed += 1
-                self._lease.push(block)
+        if self._feed is not None:
+            self._feed.flush()
         self._lease.finish()
 
     def abort(self) -> None:
@@ -147,14 +153,12 @@ class Leg:
 
     def on_heard(self, heard: Heard) -> None:
         """What the recogniser heard, on the recogniser's clock."""
-        shift = self.offset + self._skew
-        if shift:
-            heard = replace(
-                heard,
-                words=tuple(_moved(word, shift) for word in heard.words),
-                tentative=tuple(_moved(word, shift) for word in heard.tentative),
-                at=heard.at + shift,
-            )
+        heard = replace(
+            heard,
+            words=tuple(_moved(word, self._shift(word.start)) for word in heard.words),
+            tentative=tuple(_moved(word, self._shift(word.start)) for word in heard.tentative),
+            at=heard.at + self._shift(heard.at),
+        )
         self.words += len(heard.words)
         for event in self._turns.hear(heard):
             self._said(event)
@@ -162,9 +166,20 @@ class Leg:
     def on_done(self) -> None:
         """The recogniser has nothing more to say."""
         self.ended, self.draining = True, False
-        for event in self._turns.finish():
-            self._said(event)
-        self._over(self)
+        try:
+            for event in self._turns.finish():
+                self._said(event)
+        finally:  # or the call would never end
+            self._over(self)
+
+    def _shift(self, at: float) -> float:
+        """What second `at` of the recogniser is behind the call's clock."""
+        skew = 0.0
+        for i, (since, behind) in enumerate(self._skews):
+            if i and since > at + 1e-6:
+                break
+            skew = behind
+        return self.offset + skew
 
     def _said(self, event: TranscriptEvent) -> None:
         match event:

@@ -15,6 +15,7 @@ from bridge.config import Address, Settings
 from bridge.errors import BridgeError
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
+KNOWN = frozenset({"audiosocket", "http"})
 SOCKETS = "CALLSCRIBE_SOCKETS"
 BACKLOG = 4096  # calls that wait in the kernel while a worker restarts
 
@@ -71,8 +72,22 @@ def inherited() -> dict[str, socket.socket]:
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(key, None)
-    named = (names[i] if i < len(names) else "" for i in range(count))
-    return {name or f"unnamed{i}": _adopt(FIRST_FD + i) for i, name in enumerate(named)}
+    adopted = {
+        _our_name(names[i] if i < len(names) else ""): _adopt(FIRST_FD + i) for i in range(count)
+    }
+    if len(adopted) < count or not KNOWN.issuperset(adopted):
+        for sock in adopted.values():
+            sock.close()
+        raise BridgeError(
+            f"systemd passes sockets named {', '.join(map(repr, names))}; give each .socket unit "
+            f"one of these: {', '.join(f'FileDescriptorName={name}' for name in sorted(KNOWN))}"
+        )
+    return adopted
+
+
+def _our_name(name: str) -> str:
+    """FileDescriptorName= is by default the unit's name, ``callscribe-audiosocket.socket``."""
+    return name.removesuffix(".socket").removeprefix("callscribe-")
 
 
 def _adopt(fd: int) -> socket.socket:

@@ -36,15 +36,14 @@ MAX_SERIES = 256  # of one watched value; what it reads beyond them is counted, 
 INGRESSES = ("audiosocket", "rtp", "websocket")
 REFUSED_CALLS = ("busy", "draining", "limit", "unannounced", "not ready", "duplicate")
 END_REASONS = (
-    ("hangup", "eof", "reset", "timeout", "protocol", "requested", "engine", "error")
+    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
     + REFUSED_CALLS
 )  # fmt: skip
 REFUSED_CONNECTIONS = ("address", "limit", "deadline", "protocol", "no_uuid")
-DROPPED = ("frames", "blocks", "bytes", "events", "announcements")
+DROPPED = ("frames", "events", "announcements")
 DROP_REASONS = ("queue", "waiting", "full", "late", "closed", "protocol", "limit", "expired")
 WARNINGS = ("unknown_kind", "bad_digit", "peer_error", "mulaw_mislabelled", "odd_length")
-STAGES = ("audio", "engine", "event", "deliver")
-RESTARTS = ("loader", "died", "hung", "error")
+STAGES = ("partial", "final", "deliver")
 STATUSES = ("200", "201", "204", "400", "401", "403", "404", "405", "408", "409", "500", "503")
 
 # A block is 80 ms of audio: a step beyond it falls behind, one below 40 ms can catch up.
@@ -108,9 +107,6 @@ class Metrics:
         )
 
     def _make_audio(self) -> None:
-        self._frames = Counter(
-            f"{PREFIX}_frames", "Audio frames received.", registry=self._registry
-        )
         # One metric per kind, because frames, blocks and bytes do not add up.
         self._dropped = {
             what: self._counter(
@@ -130,11 +126,10 @@ class Metrics:
         self._blocks = Counter(
             f"{PREFIX}_engine_blocks", "Blocks recognised.", registry=self._registry
         )
-        self._restarts = self._counter("engine_restarts", "Engine restarts.", reason=RESTARTS)
         latency = Histogram(
             f"{PREFIX}_word_latency_seconds",
-            "From the end of a word: until the recogniser had its audio, until the engine said "
-            "it, until its event was made, until a sink took it.",
+            "From the end of a word to the partial or the final that says it; "
+            "deliver: from an event to the sink that took it.",
             ["stage"],
             buckets=LATENCY_BUCKETS,
             registry=self._registry,
@@ -171,9 +166,6 @@ class Metrics:
         """`what`: ``frames``, ``blocks``, ``bytes``, ``events``, ``announcements``."""
         self._dropped.get(what, self._dropped[OTHER]).of(reason).inc(n)
 
-    def frames(self, n: int) -> None:
-        self._frames.inc(n)
-
     def warned(self, kind: str) -> None:
         """`kind` is a `Warned.kind`."""
         self._warnings.of(kind).inc()
@@ -184,11 +176,8 @@ class Metrics:
         self._blocks.inc(active)
 
     def word_latency(self, stage: str, seconds: float) -> None:
-        """Seconds since the end of a word at `stage`: audio, engine, event, deliver."""
+        """`stage`: partial, final (since the end of a word), deliver (since the event)."""
         self._latency.of(stage).observe(seconds)
-
-    def engine_restart(self, reason: str) -> None:
-        self._restarts.of(reason).inc()
 
     def lateness(self, seconds: float) -> None:
         self._lateness.observe(seconds)

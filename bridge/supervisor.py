@@ -3,8 +3,9 @@
 SIGTERM and SIGINT go to the worker, which drains; SIGHUP starts a fresh worker and, when that is
 ready, retires the old one, whose calls end in peace while new ones are taken by the fresh one. A
 worker that dies is started again; connections wait in the kernel meanwhile, with all their audio.
-If there is no worker for `PATIENCE` seconds, the parent itself answers AudioSocket connections
-with a hang-up (three zero bytes), so that dialplans go on.
+If no worker is ready for `PATIENCE` seconds, the parent itself answers AudioSocket connections
+with a hang-up (three zero bytes), so that dialplans go on. Once a worker has been ready, nothing
+but a signal ends the parent: a refused connect would harm other calls (ASTERISK §0.1).
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ import time
 from collections.abc import Coroutine, Sequence
 
 from bridge import listeners
+from bridge.errors import BridgeError
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0  # s that connections wait for a worker
 LINGER = 5.0  # s for a refused peer to close
+GOODBYES = 500  # peers at once that are given the time to close
+LOOK_EVERY = 0.25  # s between looks at who answers
 RESTART_FIRST, RESTART_MOST = 0.2, 5.0  # s between a worker's death and the next one
 STEADY = 30.0  # s of life after which a death is not part of a series
 HANGUP = b"\x00\x00\x00"
-EXIT_CONFIG = 2
 
 
 class Worker:
-    """One worker process. `ready` is set when it answers calls, `over` when it cannot any more."""
+    """One worker process. `ready` is set when it answers calls."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -52,17 +55,25 @@ class Worker:
 
 
 class Supervisor:
-    """The parent. `command`: what runs a worker; `sockets`: the listeners by name."""
+    """The parent. `command`: what runs a worker; `sockets`: the listeners by name.
+
+    At most one worker is `_worker`, whose turn it is, and one `_coming`, which is still loading
+    and will be; all others are retired.
+    """
 
     def __init__(self, command: Sequence[str], sockets: dict[str, socket.socket]) -> None:
         self._command = list(command)
         self._sockets = sockets
-        self._worker: Worker | None = None  # whose turn it is
-        self._workers: set[Worker] = set()  # all, the retired and the coming ones too
+        self._worker: Worker | None = None
+        self._coming: Worker | None = None
+        self._workers: set[Worker] = set()  # that are alive
         self._stopping = asyncio.Event()
+        self._renew = asyncio.Event()  # SIGHUP; however many, one fresh worker is the newest
+        self._news = asyncio.Event()  # a worker has ended
         self._ever_ready = False
         self._answered = time.monotonic()  # when a worker was last there to answer
         self._refusing = False
+        self._goodbyes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -70,28 +81,24 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._roll_over()))
+        loop.add_signal_handler(signal.SIGHUP, self._renew.set)
         self._start(self._watch())
+        self._start(self._roll_over())
         try:
             return await self._keep_one()
         finally:
-            self._refuse(False)
-            for worker in self._workers:
-                await worker.process.wait()
-            for task in self._tasks:
-                task.cancel()
+            await self._end()
 
     async def _keep_one(self) -> int:
         delay = RESTART_FIRST
+        self._worker = await self._spawn()
+        if self._worker is None:
+            raise BridgeError("no worker process can be started; the line above says why")
         while True:
-            worker = self._worker = await self._spawn()
-            status = await worker.process.wait()
-            while self._worker is not worker:  # it had been retired: its successor counts now
-                worker = self._worker
-                status = await worker.process.wait()
+            worker, status = await self._death()
             if self._stopping.is_set():
                 return 0 if status in (0, -signal.SIGTERM) else 1
-            if status == EXIT_CONFIG or not self._ever_ready:
+            if self._coming is None and not self._ever_ready:
                 return status if status > 0 else 1
             if time.monotonic() - worker.began > STEADY:
                 delay = RESTART_FIRST
@@ -100,13 +107,32 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), delay)
                 return 0
             delay = min(RESTART_MOST, delay * 2)
+            if self._coming is not None:
+                self._worker, self._coming = self._coming, None
+            elif self._worker is worker:
+                self._worker = await self._spawn() or worker
 
-    async def _spawn(self) -> Worker:
+    async def _death(self) -> tuple[Worker, int]:
+        """The worker whose turn it is, once it is dead, and its status.
+
+        It is not the one whose turn it was when the waiting began, if SIGHUP came meanwhile.
+        """
+        while True:
+            worker = self._worker
+            assert worker is not None
+            if worker.process.returncode is not None:
+                return worker, worker.process.returncode
+            self._news.clear()
+            await self._news.wait()
+
+    async def _spawn(self) -> Worker | None:
+        """Start a process. None, and a line in the log, when there cannot be one."""
         reader, writer = os.pipe()
         environment = {
             **os.environ,
             **listeners.environment(self._sockets),
             "CALLSCRIBE_READY_FD": str(writer),
+            "CALLSCRIBE_PARENT": str(os.getpid()),
         }
         try:
             process = await asyncio.create_subprocess_exec(
@@ -115,11 +141,16 @@ class Supervisor:
                 pass_fds=[writer, *(sock.fileno() for sock in self._sockets.values())],
                 start_new_session=True,  # Ctrl-C reaches the parent only, who passes it on once
             )
+        except OSError as e:  # no memory, too many processes
+            os.close(reader)
+            log.error("a worker process cannot be started: %s", e.strerror)
+            return None
         finally:
             os.close(writer)
         worker = Worker(process)
         self._workers.add(worker)
         self._start(self._await_ready(worker, reader))
+        self._start(self._await_end(worker))
         if self._stopping.is_set():
             worker.signal(signal.SIGTERM)
         return worker
@@ -129,11 +160,19 @@ class Supervisor:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reader, "rb", 0)
         )
-        said = await stream.readline()  # empty when the worker died first
-        transport.close()
+        try:
+            said = await stream.readline()  # empty when the worker died first
+        finally:
+            transport.close()
         if said == b"ready\n":
             worker.ready = self._ever_ready = True
+            self._refuse(False)
         worker.settled.set()
+
+    async def _await_end(self, worker: Worker) -> None:
+        await worker.process.wait()
+        self._workers.discard(worker)
+        self._news.set()
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -149,30 +188,50 @@ class Supervisor:
 
     async def _roll_over(self) -> None:
         """SIGHUP: a fresh worker first, then the old one goes."""
-        old = self._worker
-        if old is None or self._stopping.is_set():
-            return
-        fresh = await self._spawn()
-        await fresh.settled.wait()
-        if not fresh.ready:
-            log.error("the fresh worker failed; the old one stays")
-            return
-        self._worker = fresh
-        log.info("worker %d takes over from %d", fresh.process.pid, old.process.pid)
-        old.signal(signal.SIGUSR1)
+        while True:
+            await self._renew.wait()
+            self._renew.clear()
+            if self._stopping.is_set() or self._worker is None or not self._worker.alive:
+                continue  # a fresh one is coming anyway, or none should
+            fresh = self._coming = await self._spawn()
+            if fresh is None:
+                continue
+            await fresh.settled.wait()
+            if self._coming is not fresh:
+                continue  # the old one died meanwhile, and it is this one's turn already
+            self._coming = None
+            if not fresh.ready:
+                log.error("the fresh worker failed; the old one stays")
+                continue
+            old, self._worker = self._worker, fresh
+            log.info("worker %d takes over from %d", fresh.process.pid, old.process.pid)
+            old.signal(signal.SIGUSR1)
+
+    async def _end(self) -> None:
+        """Answer for the retired workers, until their calls are over too."""
+        self._stopping.set()
+        self._refuse(bool(self._workers))
+        while self._workers:
+            self._news.clear()
+            await self._news.wait()
+        self._refuse(False)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- nobody there --------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(0.25)
-            self._workers = {worker for worker in self._workers if worker.alive}
-            if self._workers:
-                # A worker that is still loading refuses by itself when that takes long.
-                self._answered = time.monotonic()
+        while not self._stopping.is_set():
+            worker, now = self._worker, time.monotonic()
+            if not self._ever_ready or (worker is not None and worker.alive and worker.ready):
+                # The first one that loads for long refuses by itself.
+                self._answered = now
                 self._refuse(False)
-            elif time.monotonic() - self._answered > PATIENCE and not self._stopping.is_set():
+            elif now - self._answered > PATIENCE and not self._refusing:
+                log.error("no worker for %.0f s: calls are refused, dialplans go on", PATIENCE)
                 self._refuse(True)
+            await asyncio.sleep(LOOK_EVERY)
 
     def _refuse(self, on: bool) -> None:
         sock = self._sockets.get("audiosocket")
@@ -181,7 +240,6 @@ class Supervisor:
         self._refusing = on
         loop = asyncio.get_running_loop()
         if on:
-            log.error("no worker for %.0f s: calls are refused, dialplans go on", PATIENCE)
             sock.setblocking(False)
             loop.add_reader(sock.fileno(), self._refuse_one, sock)
         else:
@@ -192,18 +250,24 @@ class Supervisor:
             peer, _ = sock.accept()
         except OSError:
             return
-        self._start(_goodbye(peer))
+        if self._goodbyes >= GOODBYES:
+            peer.close()
+            return
+        self._goodbyes += 1
+        self._start(self._goodbye(peer))
 
-
-async def _goodbye(peer: socket.socket) -> None:
-    """Hang-up, read to EOF, close: a close with unread data would be a reset."""
-    loop = asyncio.get_running_loop()
-    peer.setblocking(False)
-    with peer, contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(LINGER):
-            await loop.sock_sendall(peer, HANGUP)
-            while await loop.sock_recv(peer, 65536):
-                pass
+    async def _goodbye(self, peer: socket.socket) -> None:
+        """Hang-up, read to EOF, close: a close with unread data would be a reset."""
+        loop = asyncio.get_running_loop()
+        peer.setblocking(False)
+        try:
+            with peer, contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(LINGER):
+                    await loop.sock_sendall(peer, HANGUP)
+                    while await loop.sock_recv(peer, 65536):
+                        pass
+        finally:
+            self._goodbyes -= 1
 
 
 def serve(config: str | None, sockets: dict[str, socket.socket]) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from bridge.audio.resample import Bank
 from bridge.call import Call, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
@@ -24,6 +25,8 @@ from bridge.types import Announcement, CallEvent, CallInfo, Frame, LegName
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 MAX_ANNOUNCED = 10_000  # UUIDs waiting for their socket; the oldest goes first
 MAX_HELD = 12.0  # s of audio kept for a line that waits; the oldest goes first
+MAX_PIECES = 2000  # frames and digits kept for it: 12 s of 10 ms frames, and some
+MAX_IDS = 10_000  # ids of calls remembered, so that none is used twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ class Counter(Protocol):
 class Line:
     """One open connection. `hang_up()` ends it from our side; `origin()`: see `AudioSocket`."""
 
-    __slots__ = ("_held", "closed", "hang_up", "ingress", "leg", "opened", "origin", "uuid")
+    __slots__ = (
+        "_held", "closed", "hang_up", "ingress", "leg", "lost", "opened", "origin", "uuid",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -76,6 +81,7 @@ class Line:
         self.origin = origin
         self.opened = now
         self.closed = ""
+        self.lost = 0  # digits
         self.leg: Leg | None = None
         self._held: deque[Frame | str] = deque()
 
@@ -86,17 +92,21 @@ class Line:
             return 0
         self._held.append(frame)
         lost = 0
-        while (frame.start - _start(self._held)) > MAX_HELD * frame.rate:
-            self._held.popleft()
-            lost += 1
+        while len(self._held) > MAX_PIECES or _seconds(frame) - _start(self._held) > MAX_HELD:
+            if isinstance(self._held.popleft(), Frame):
+                lost += 1
+            else:
+                self.lost += 1
         return lost
 
     def digit(self, digit: str) -> None:
-        """As `audio`."""
+        """As `audio`; of digits, those that are too many are lost (counted in `lost`)."""
         if self.leg is not None:
             self.leg.on_digit(digit)
-        else:
+        elif len(self._held) < MAX_PIECES:
             self._held.append(digit)
+        else:
+            self.lost += 1
 
     def attach(self, leg: Leg) -> None:
         """The line has become a leg: it hears what was kept."""
@@ -117,8 +127,12 @@ class Line:
             self.leg.finish(self.closed)
 
 
-def _start(held: Iterable[Frame | str]) -> int:
-    return next((item.start for item in held if isinstance(item, Frame)), 0)
+def _start(held: Iterable[Frame | str]) -> float:
+    return next((_seconds(item) for item in held if isinstance(item, Frame)), 0.0)
+
+
+def _seconds(frame: Frame) -> float:
+    return frame.start / frame.rate
 
 
 class Switchboard:
@@ -134,6 +148,7 @@ class Switchboard:
         count: Counter,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        bank: Bank | None = None,
     ) -> None:
         self.calls: dict[str, Call] = {}
         self.ended: OrderedDict[str, Call] = OrderedDict()
@@ -147,9 +162,11 @@ class Switchboard:
         self._count = count
         self._clock = clock
         self._wall = wall
+        self._bank = bank
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
+        self._ids: OrderedDict[str, int] = OrderedDict()  # had events: how many calls wanted it
 
     # -- call control --------------------------------------------------------------------------
 
@@ -165,8 +182,11 @@ class Switchboard:
             raise Busy("draining", "the bridge is shutting down")
         if uuid in self._lines:  # late: no new call, but we know more about this one
             line, call = self._lines[uuid]
-            if line.leg is not None:
+            first = next(iter(call.legs.values()), None)
+            if line.leg is first or line.leg is None:
                 call.learn(announcement.info)
+            else:
+                call.learn(_of_second_leg(line.leg.name, announcement.info))
             return 0.0
         before = self._announced.pop(uuid, None)
         if before is not None:
@@ -258,43 +278,79 @@ class Switchboard:
         if self.draining:
             return self._refuse(line, "draining", info)
         call = self.calls.get(call_id)
-        if call_id in self.ended or (call is not None and announcement.leg in call.legs):
-            # The leg or the whole call is over: what comes now is a call of its own, and its
-            # events are numbered anew, so it needs an id of its own.
-            call, call_id = None, self._unused(line.uuid)
-            info = replace(info, id=call_id)
-        if call is None and len(self.calls) >= self._admission.max_calls:
-            return self._refuse(line, "limit", info)
-        fresh = call is None
-        if call is None:
-            call = Call(
-                info,
-                publish=self._publish,
-                over=self._over,
-                wall=self._wall,
-                now=line.opened,
-            )
-        else:
-            call.learn(_of_second_leg(announcement))
+        if call is not None and announcement.leg in call.legs:
+            call = None  # that leg is over: what comes now is a call of its own
         try:
-            leg = call.add_leg(
-                announcement.leg,
-                self._recogniser,
-                self._turns,
-                now=line.opened,
-                latency=self._latency_of(line),
-            )
+            if call is not None:
+                leg = self._add_leg(call, announcement.leg, line)
+                call.learn(_of_second_leg(leg.name, announcement.info))
+            else:
+                call, leg = self._new_call(announcement.leg, line, info)
         except Busy as e:
             return self._refuse(line, e.reason, info)
-        if fresh:
-            self.calls[call_id] = call
-            self._count.call_started(line.ingress)
         self._lines[line.uuid] = (line, call)
         line.attach(leg)
+        if line.lost:
+            self._count.dropped("events", "waiting", line.lost)
 
-    def _unused(self, uuid: str) -> str:
-        ids = (uuid, *(f"{uuid}-{n}" for n in range(2, 10_000)))
-        return next(i for i in ids if i not in self.calls and i not in self.ended)
+    def _new_call(self, name: LegName, line: Line, info: CallInfo) -> tuple[Call, Leg]:
+        """A call with its first leg. Raises `Busy`."""
+        if len(self.calls) >= self._admission.max_calls:
+            raise Busy("limit", f"{self._admission.max_calls} calls are up")
+        call = Call(
+            self._named(info, line),
+            publish=self._publish,
+            over=self._over,
+            wall=self._wall,
+            now=line.opened,
+        )
+        leg = self._add_leg(call, name, line)
+        self._use(call.id, line.uuid)
+        self.calls[call.id] = call
+        self._count.call_started(line.ingress)
+        return call, leg
+
+    def _add_leg(self, call: Call, name: LegName, line: Line) -> Leg:
+        return call.add_leg(
+            name,
+            self._recogniser,
+            self._turns,
+            now=line.opened,
+            latency=self._latency_of(line),
+            over=lambda: self._leg_over(line),
+            bank=self._bank,
+        )
+
+    def _leg_over(self, line: Line) -> None:
+        """A leg has heard its last; unless its peer is gone, nobody would listen any more."""
+        if not line.closed:
+            line.hang_up()
+            self.closed(line, "engine")
+
+    def _named(self, info: CallInfo, line: Line) -> CallInfo:
+        """`info` with an id that no event has had; what it was to be is then ``extra["call"]``.
+
+        Events are numbered by id, refusals too: a sink that tells them apart by id and number
+        would take the second call's for the first's.
+        """
+        if not self._used(info.id):
+            return info
+        name, n = line.uuid, self._ids.get(line.uuid, 1)
+        while self._used(name):
+            n += 1
+            name = f"{line.uuid}-{n}"
+        return replace(info, id=name, extra={**info.extra, "call": info.id})
+
+    def _used(self, call_id: str) -> bool:
+        return call_id in self._ids or call_id in self.calls or call_id in self.ended
+
+    def _use(self, call_id: str, uuid: str) -> None:
+        self._ids.setdefault(call_id, 1)
+        if call_id != uuid and uuid in self._ids:  # so that the next search begins there
+            self._ids[uuid] += 1
+            self._ids.move_to_end(uuid)
+        while len(self._ids) > MAX_IDS:
+            self._ids.popitem(last=False)
 
     def _latency_of(self, line: Line) -> Callable[[str, float], None]:
         def observe(stage: str, end: float) -> None:
@@ -304,11 +360,13 @@ class Switchboard:
 
     def _refuse(self, line: Line, reason: str, info: CallInfo | None = None) -> None:
         self._count.call_refused(reason)
-        info = info or CallInfo(id=line.uuid, ingress=line.ingress)
-        if reason != "unannounced":  # guesses at UUIDs make no events
-            self._publish(refusal(info, reason, self._wall()))
         line.closed = reason
         line.hang_up()
+        if reason in ("unannounced", "duplicate"):
+            return  # guesses at UUIDs make no events, and somebody else's call is not touched
+        named = self._named(info or CallInfo(id=line.uuid, ingress=line.ingress), line)
+        self._use(named.id, line.uuid)
+        self._publish(refusal(named, reason, self._wall()))
 
     def _over(self, call: Call) -> None:
         del self.calls[call.id]
@@ -343,9 +401,7 @@ def _together(old: Announcement, new: Announcement) -> Announcement:
     return Announcement(new.uuid, new.call or old.call, leg, merged(old.info, new.info))
 
 
-def _of_second_leg(announcement: Announcement) -> CallInfo:
+def _of_second_leg(name: LegName, info: CallInfo) -> CallInfo:
     """Channel fields of a call are those of its first leg; a second leg adds its own as extra."""
-    info = announcement.info
-    prefix = announcement.leg
-    extra = {f"{prefix}_channel": info.channel, f"{prefix}_uniqueid": info.uniqueid}
+    extra = {f"{name}_channel": info.channel, f"{name}_uniqueid": info.uniqueid}
     return CallInfo(id="", extra={**info.extra, **{k: v for k, v in extra.items() if v}})

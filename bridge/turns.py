@@ -46,14 +46,13 @@ class Turns:
         self._paused = heard.pause >= bar
         if self._open and (self._paused or self._span() >= rules.max_final):
             events.append(self._final())
+        if self._finals and not self._open and self._length() >= MAX_TURN:
+            events.append(self._end("length"))  # what is only guessed begins the next
         if rules.partials:
             events.extend(self._news(heard.tentative))
-        if self._finals and not self._open and not heard.tentative:
-            begin, end = self._finals[0].words[0].start, self._finals[-1].words[-1].end
-            if self._paused and heard.at - end >= rules.min_pause:
+        if self._finals and self._paused and not self._open and not heard.tentative:
+            if heard.at - self._finals[-1].words[-1].end >= rules.min_pause:
                 events.append(self._end("pause"))
-            elif end - begin >= MAX_TURN:
-                events.append(self._end("length"))
         return events
 
     def finish(self) -> list[TranscriptEvent]:
@@ -67,6 +66,9 @@ class Turns:
 
     def _span(self) -> float:
         return self._open[-1].end - self._open[0].start
+
+    def _length(self) -> float:
+        return self._finals[-1].words[-1].end - self._finals[0].words[0].start
 
     def _news(self, tentative: tuple[Word, ...]) -> list[TranscriptEvent]:
         words = (*self._open, *tentative)
@@ -86,6 +88,7 @@ class Turns:
     def _end(self, reason: str) -> EndOfTurn:
         finals, self._finals = self._finals, []
         turn, self.turn = self.turn, self.turn + 1
+        self._partial = ""
         return EndOfTurn(
             turn,
             " ".join(final.text for final in finals),

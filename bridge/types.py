@@ -57,19 +57,21 @@ class Announcement:
 # -- what an ingress says -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would cost a microsecond a frame; nobody changes one
 class Frame:
     """Audio as it arrived.
 
     `start` is the index of the first sample on the leg's clock, at `rate` Hz. A start beyond the
     audio heard so far is a gap, to be filled with silence; a frame without samples only says how
-    far the clock has run. `concealed` marks samples that nobody sent.
+    far the clock has run. `concealed` marks samples that nobody sent. `packets` of the peer that
+    came together are in it.
     """
 
     samples: Samples
     rate: int
     start: int
     concealed: bool = False
+    packets: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Opened:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as Frame
 class Audio:
     """Audio of one leg."""
 

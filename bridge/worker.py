@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from bridge.config import Settings
 from bridge.errors import EngineUnavailable
@@ -19,6 +20,8 @@ from bridge.server import Server
 log = logging.getLogger(__name__)
 
 EXIT_ENGINE = 3  # the engine cannot be had
+# Not SIGTERM: Linux sends it once for each thread of the parent, and a second SIGTERM is a hurry.
+ORPHANED = signal.SIGUSR2
 
 
 def run(settings: Settings, sockets: dict[str, socket.socket]) -> int:
@@ -42,16 +45,21 @@ async def _serve(settings: Settings, sockets: dict[str, socket.socket]) -> int:
     starting = asyncio.current_task()
 
     def on_stop() -> None:
+        if not stop.is_set() and not server.loaded and starting is not None:
+            starting.cancel()
+        stop.set()
+
+    def on_sigterm() -> None:
         if stop.is_set():
             server.hurry()
-        stop.set()
-        if not server.loaded and starting is not None:
-            starting.cancel()
+        on_stop()
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, on_stop)
-    loop.add_signal_handler(signal.SIGINT, on_stop)
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
+    loop.add_signal_handler(signal.SIGINT, on_sigterm)
+    loop.add_signal_handler(ORPHANED, on_stop)
     loop.add_signal_handler(signal.SIGUSR1, retire.set)
+    loop.add_signal_handler(signal.SIGHUP, _on_hangup)  # or it would end every call
     try:
         await server.start(sockets)
     except EngineUnavailable as e:
@@ -68,10 +76,28 @@ async def _serve(settings: Settings, sockets: dict[str, socket.socket]) -> int:
     return 0
 
 
+def _on_hangup() -> None:
+    log.warning("SIGHUP: settings are read at the start only; restart to read them anew")
+
+
 def die_with_parent() -> None:
     """Be drained when the parent is killed: nobody would start the next worker."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, ORPHANED)
+    parent = os.environ.pop("CALLSCRIBE_PARENT", "")
+    if parent and parent != str(os.getppid()):  # it was killed before we asked
+        os.kill(os.getpid(), ORPHANED)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process now.
+
+    The interpreter would first wait for the engine's thread, and that may hang in its library.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def notify_ready() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from bridge.errors import Busy
@@ -40,6 +41,8 @@ class FakeRecogniser:
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots
+        self.counters: Counter[str] = Counter()
+        self.on_step: Callable[[float, int], None] = lambda seconds, legs: None
         self.leases: list[FakeLease] = []
 
     @property

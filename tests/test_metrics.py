@@ -40,11 +40,10 @@ def everything(metrics: Metrics, text: str) -> None:
     metrics.connection_refused(text)
     metrics.dropped(text, text)
     metrics.dropped("frames", text)
-    metrics.frames(1)
+    metrics.step(0.01, 1)
     metrics.warned(text)
     metrics.step(0.01, 1)
     metrics.word_latency(text, 0.5)
-    metrics.engine_restart(text)
     metrics.lateness(0.002)
     metrics.http_response(599)
 
@@ -61,22 +60,19 @@ COUNTED: list[tuple[Callable[[Metrics], None], str, dict[str, str], float]] = [
         {"reason": "address"},
         1,
     ),
-    (lambda m: m.dropped("blocks", "queue", 3), "blocks_dropped_total", {"reason": "queue"}, 3),
     (lambda m: m.dropped("frames", "late"), "frames_dropped_total", {"reason": "late"}, 1),
-    (lambda m: m.dropped("bytes", "no"), "bytes_dropped_total", {"reason": "other"}, 1),
+    (lambda m: m.dropped("events", "no", 3), "events_dropped_total", {"reason": "other"}, 3),
     (lambda m: m.dropped("hats", "queue", 2), "other_dropped_total", {"reason": "queue"}, 2),
-    (lambda m: m.frames(50), "frames_total", {}, 50),
     (lambda m: m.warned("bad_digit"), "warnings_total", {"kind": "bad_digit"}, 1),
     (lambda m: m.step(0.015, 7), "engine_blocks_total", {}, 7),
     (lambda m: m.step(0.015, 7), "engine_step_seconds_bucket", {"le": "0.01"}, 0),
     (lambda m: m.step(0.015, 7), "engine_step_seconds_bucket", {"le": "0.02"}, 1),
     (
-        lambda m: m.word_latency("event", 0.6),
+        lambda m: m.word_latency("final", 0.6),
         "word_latency_seconds_sum",
-        {"stage": "event"},
+        {"stage": "final"},
         0.6,
     ),
-    (lambda m: m.engine_restart("died"), "engine_restarts_total", {"reason": "died"}, 1),
     (lambda m: m.lateness(0.003), "loop_lateness_seconds_bucket", {"le": "0.005"}, 1),
     (lambda m: m.http_response(401), "http_responses_total", {"status": "401"}, 1),
     (lambda m: m.http_response(418), "http_responses_total", {"status": "other"}, 1),
@@ -152,8 +148,8 @@ def test_the_number_of_series_is_bounded() -> None:
 
 def test_two_bridges_count_apart_and_share_nothing_global() -> None:
     one, other = Metrics(), Metrics()
-    one.frames(5)
-    assert (value(one, "frames_total"), value(other, "frames_total")) == (5, 0)
+    one.step(0.01, 5)
+    assert (value(one, "engine_blocks_total"), value(other, "engine_blocks_total")) == (5, 0)
     assert not any(f.name.startswith("callscribe") for f in REGISTRY.collect())
 
 
@@ -210,9 +206,9 @@ def test_a_label_value_is_escaped() -> None:
 def test_a_wrong_reading_costs_only_itself(reading: object) -> None:
     metrics = Metrics()
     metrics.watch("broken", "Broken.", lambda: reading, labels=["x"])  # type: ignore[arg-type, return-value]
-    metrics.frames(1)
+    metrics.step(0.01, 1)
     assert value(metrics, "scrape_failures_total", metric="broken") == 1
-    assert value(metrics, "frames_total") == 1
+    assert value(metrics, "engine_blocks_total") == 1
     assert families(metrics)["callscribe_broken"].samples == []
 
 
@@ -258,5 +254,5 @@ def test_a_name_can_be_watched_once() -> None:
     with pytest.raises(ValueError, match="Duplicated"):
         metrics.watch("calls", "Calls.", lambda: {(): 2})
     with pytest.raises(ValueError, match="Duplicated"):
-        metrics.watch("frames_total", "Frames.", lambda: {}, kind="counter")
+        metrics.watch("engine_blocks_total", "Blocks.", lambda: {}, kind="counter")
     assert value(metrics, "calls") == 1

@@ -138,7 +138,7 @@ async def shared() -> AsyncIterator[Pocketsphinx]:
 @pytest.fixture
 def engine(shared: Pocketsphinx) -> Iterator[Pocketsphinx]:
     """Two slots, loaded once for all tests of this file."""
-    shared.restarts.clear()
+    shared.counters.clear()
     assert shared.used == 0
     yield shared
     assert shared.used == 0, "a test left its lease behind"
@@ -224,7 +224,7 @@ async def test_finish_where_audio_ends_with_a_whole_frame(engine: Pocketsphinx) 
     audio = blocks(pcm(NUMBER))[:18]
     assert len(audio) % 3 == 0
     assert (await leg.say(audio)).startswith("the number is")
-    assert not engine.restarts
+    assert not engine.counters
 
 
 async def test_finish_without_audio_and_twice(engine: Pocketsphinx) -> None:
@@ -285,7 +285,7 @@ async def test_evict_from_inside_heard(engine: Pocketsphinx) -> None:
     lease.finish()
     await asyncio.wait_for(evicted.wait(), PATIENCE)
     assert await Leg(engine).say(blocks(silence(0.2))) == ""
-    assert (len(told), dones, dict(engine.restarts)) == (10, [], {})
+    assert (len(told), dones, dict(engine.counters)) == (10, [], {})
 
 
 async def test_evict_at_done(engine: Pocketsphinx) -> None:
@@ -329,7 +329,7 @@ async def test_words_are_neither_lost_nor_said_twice(engine: Pocketsphinx) -> No
     os.kill(leg.lease.pid, signal.SIGKILL)
     leg.push(audio[middle:])
     assert await leg.end() == f"{NUMBER} {CANCEL}"
-    assert engine.restarts == {"died": 1}
+    assert engine.counters == {"died": 1}
     assert leg.lease.dropped == 0
     ats = [heard.at for heard in leg.all]
     assert ats == sorted(ats), "a replay is not told as going back in time"
@@ -344,10 +344,10 @@ async def test_a_process_that_hangs_is_replaced(engine: Pocketsphinx) -> None:
     os.kill(leg.lease.pid, signal.SIGSTOP)
     leg.push(audio[25:])
     leg.lease.check(asyncio.get_running_loop().time() + engine.hang - 1)
-    assert not engine.restarts
+    assert not engine.counters
     leg.lease.check(asyncio.get_running_loop().time() + engine.hang + 1)
     assert await leg.end() == NUMBER
-    assert engine.restarts == {"hung": 1}
+    assert engine.counters == {"hung": 1}
     assert_in_order(leg.words, 1.1, len(audio) * 0.08)
 
 
@@ -360,7 +360,7 @@ async def test_the_loader_dies_and_calls_go_on(engine: Pocketsphinx) -> None:
     os.kill(engine._loader._process.pid, signal.SIGKILL)
     leg.push(audio[15:])
     assert await leg.end() == NUMBER
-    assert engine.restarts == {"died": 1, "loader": 1}
+    assert engine.counters == {"died": 1, "loader": 1}
     assert engine.ready
 
 
@@ -376,7 +376,7 @@ async def test_signals_to_the_group_do_not_end_a_call(engine: Pocketsphinx) -> N
         os.kill(pid, signal.SIGINT)
     leg.push(audio[15:])
     assert await leg.end() == NUMBER
-    assert not engine.restarts
+    assert not engine.counters
 
 
 async def test_audio_that_kills_is_given_up() -> None:
@@ -384,7 +384,7 @@ async def test_audio_that_kills_is_given_up() -> None:
     async with started(command=fake(ECHO.format(feed=feed, keep="self.at"))) as engine:
         leg = Leg(engine)
         assert await leg.say([level(1), level(66), level(2)]) in ("1 2", "1")
-        assert engine.restarts["died"] == 3
+        assert engine.counters["died"] == 3
         assert leg.lease.dropped == 3 - len(leg.words)
 
 
@@ -417,7 +417,7 @@ async def test_the_watch_finds_a_process_that_hangs() -> None:
     async with started(command=command, hang=0.2) as engine:
         leg = Leg(engine)
         await leg.say([level(66)])
-        assert engine.restarts["hung"] >= 3
+        assert engine.counters["hung"] >= 3
         assert leg.lease.dropped == 1
 
 
@@ -496,7 +496,7 @@ async def test_an_engine_that_cannot_be_had(command: list[str], sentence: str) -
     with pytest.raises(EngineUnavailable) as error:
         await engine.start()
     assert str(error.value) == sentence
-    assert (engine.ready, engine.restarts["loader"]) == (False, 2)
+    assert (engine.ready, engine.counters["loader"]) == (False, 2)
 
 
 async def test_a_program_that_does_not_exist() -> None:

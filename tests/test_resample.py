@@ -12,7 +12,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.audio.resample import Resampler, make_resampler
+from bridge.audio.resample import Bank, Resampler, make_resampler
 from bridge.interfaces import Upsampling
 from bridge.types import Block, Samples
 
@@ -228,17 +228,64 @@ def test_a_leg_that_ends_with_a_block_gets_no_further_one() -> None:
 
 @pytest.mark.parametrize("upsampling", ["filter", "repeat"])
 def test_a_leg_is_small(upsampling: Upsampling) -> None:
-    make_resampler(8000, 24000, 1920, upsampling).feed(noise(700))  # the shared matrix
+    bank = Bank(64)
+    bank.open(8000, 24000, 1920, upsampling, forget).feed(noise(700))  # the shared shelf
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        resamplers = [make_resampler(8000, 24000, 1920, upsampling) for _ in range(20)]
-        for resampler in resamplers:
-            resampler.feed(noise(700))
-        used = (tracemalloc.get_traced_memory()[0] - before) / len(resamplers)
+        feeds = [bank.open(8000, 24000, 1920, upsampling, forget) for _ in range(20)]
+        for feed in feeds:
+            feed.feed(noise(700))
+        used = (tracemalloc.get_traced_memory()[0] - before) / len(feeds)
     finally:
         tracemalloc.stop()
-    assert used < 12_000
+    assert used < 6_000
+
+
+def forget(block: Block) -> None:
+    """A push() into nowhere."""
+
+
+@given(st.integers(1, 12), st.integers(0, 2**32), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_legs_in_a_bank_get_what_they_would_alone(rows: int, seed: int, ends: bool) -> None:
+    """Whatever the company, the cuts and the turns: to the last bit, in order, nobody else's."""
+    rng = np.random.default_rng(seed)
+    bank = Bank(rows)
+    ways = [EVERY[i] for i in rng.integers(0, len(EVERY), 6)]
+    legs: list[list[Block]] = [[] for _ in ways]
+    feeds = [
+        bank.open(*way, legs[i].append) for i, way in enumerate((a, b, c, u) for a, b, c, u in ways)
+    ]
+    audio = [noise(int(rng.integers(0, 9000)), i) for i in range(len(ways))]
+    at = [0] * len(ways)
+    while any(at[i] < len(audio[i]) for i in range(len(ways))):
+        i = int(rng.integers(len(ways)))
+        n = int(rng.integers(0, 1500))
+        feeds[i].feed(audio[i][at[i] : at[i] + n])
+        at[i] += n
+        if rng.random() < 0.3:
+            bank.run()
+    for i, way in enumerate(ways):
+        if ends:
+            feeds[i].flush()
+        bank.run()
+        alone = make_resampler(*way)
+        expected = alone.feed(audio[i]) + (alone.flush() if ends else [])
+        assert len(legs[i]) == len(expected)
+        for got, want in zip(legs[i], expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_full_shelf_does_not_wait_for_the_end_of_the_turn() -> None:
+    pushed: list[Block] = []
+    bank = Bank(2)
+    feed = bank.open(8000, 24000, 1920, "filter", pushed.append)
+    feed.feed(noise(640))
+    assert pushed == []
+    feed.feed(noise(640))
+    assert len(pushed) == 2
+    assert not np.shares_memory(*pushed)
 
 
 @pytest.mark.parametrize(

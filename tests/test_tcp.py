@@ -33,6 +33,7 @@ class Recorder:
         self.rules = rules
         self.events: list[IngressEvent] = []
         self.connections: list[Connection] = []
+        self.turns = 0
         self.on_event: Callable[[Connection, IngressEvent], None] = lambda c, e: None
 
     def ingress(self, now: float) -> AudioSocket:
@@ -43,6 +44,9 @@ class Recorder:
         if connection not in self.connections:
             self.connections.append(connection)
         self.on_event(connection, event)
+
+    def turn_over(self) -> None:
+        self.turns += 1
 
     def kinds(self) -> list[str]:
         return [type(event).__name__ for event in self.events]

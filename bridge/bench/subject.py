@@ -12,6 +12,7 @@ import resource
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -64,6 +65,8 @@ class NullRecogniser:
 
     def __init__(self, stamps: Stamps) -> None:
         self._stamps = stamps
+        self.counters: Counter[str] = Counter()
+        self.on_step: Callable[[float, int], None] = lambda seconds, legs: None
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -130,7 +133,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.late: list[float] = []
-        self._cpu = self._wall = 0.0
+        self._cpu = self._wall = self._user = 0.0
         self._next = 0.0
 
     def start(self) -> None:
@@ -149,6 +152,7 @@ class Meter:
         """From here on."""
         self.late.clear()
         self._cpu, self._wall = time.process_time(), time.monotonic()
+        self._user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
 
     def read(self) -> dict[str, float]:
         """Since `zero`."""
@@ -156,6 +160,7 @@ class Meter:
         wall = time.monotonic() - self._wall
         return {
             "cpu": (time.process_time() - self._cpu) / wall,
+            "user": (resource.getrusage(resource.RUSAGE_SELF).ru_utime - self._user) / wall,
             "late50": float(np.percentile(late, 50)),
             "late99": float(np.percentile(late, 99)),
             "rss": float(rss()),

@@ -53,7 +53,8 @@ class Outbox:
 
     Give it every event of every call: events that the sink does not want (`wants(event)`, where
     a sink has it) are left out here, so that a call's end is seen and gaps are counted.
-    `wait(event, seconds)` returns when the event is set or the time has passed.
+    `wait(event, seconds)` returns when the event is set or the time has passed. `delivered` is told
+    how many seconds after it came an event was taken.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Outbox:
         jitter: Callable[[], float] = random.random,
         schedule: Sequence[float] = SCHEDULE,
         wait: Wait = wait_for,
+        delivered: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.name = sink.name
         self.counters: Counter[str] = Counter()
         self._sink, self._limit, self._concurrency = sink, limit, concurrency
         self._clock, self._jitter, self._schedule, self._wait = clock, jitter, schedule, wait
+        self._on_delivered = delivered
         self._pending = Pending()
         self._agenda = Agenda()
         self._breaker = Breaker()
@@ -234,6 +237,7 @@ class Outbox:
 
     def _delivered(self, backlog: Backlog, row: Row) -> None:
         backlog.last = row.event.seq
+        self._on_delivered(self._clock() - row.since)
         self._drop(backlog, row, "delivered")
         if self._breaker.taken() and not self._gone:
             log.warning("%s takes events again; %d are waiting", self.name, self.queued)

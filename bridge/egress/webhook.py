@@ -93,15 +93,21 @@ class Webhook:
 
     async def deliver(self, event: CallEvent) -> None:
         """POST the event. Raises `DeliveryError`."""
+        name = message_id(event.call.id, self.name, event.seq)
+        status, wish = await self.post(name, body(event))
+        self._judge(name, status, wish)
+
+    async def post(self, name: str, content: bytes) -> tuple[int, str | None]:
+        """POST this body once, signed as message `name`: the answer's status and Retry-After.
+
+        Raises `DeliveryError` where there is no answer.
+        """
         if self._session is None:
             raise DeliveryError(f"{self._host}: the webhook is not started")
-        name = message_id(event.call.id, self.name, event.seq)
-        content = body(event)
         try:
-            status, wish = await self._post(self._session, content, self._headers(name, content))
+            return await self._post(self._session, content, self._headers(name, content))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise DeliveryError(self._sentence(error)) from None  # its text may hold the URL
-        self._judge(name, status, wish)
 
     def _headers(self, name: str, content: bytes) -> dict[str, str]:
         now = int(self._wall())

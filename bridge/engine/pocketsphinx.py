@@ -48,7 +48,7 @@ def make(settings: EngineSettings) -> Pocketsphinx:
 class Pocketsphinx:
     """A `Recogniser`. `ready` once the model is loaded: every slot is then a fork (4 ms) away.
 
-    `restarts` counts processes that were replaced: ``loader``, ``died``, ``hung``. `progress` is
+    `counters`: processes that were replaced: ``loader``, ``died``, ``hung``. `progress` is
     called with (slots ready, slots).
     """
 
@@ -71,7 +71,8 @@ class Pocketsphinx:
         self.queue_blocks = max(1, int(queue_seconds / worker.BLOCK_SECONDS))
         self.finish_deadline = queue_seconds + FINISH_MARGIN
         self.hang, self.retry = hang, retry
-        self.restarts: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter()
+        self.on_step: Callable[[float, int], None] = lambda seconds, legs: None  # it has none
         self.progress: Callable[[int, int], None] | None = None
         self._command = command
         self._leases: set[PocketsphinxLease] = set()
@@ -151,7 +152,7 @@ class Pocketsphinx:
                 self._loader, self._ready = None, False
                 if loader:
                     loader.close()
-            self.restarts["loader"] += 1
+            self.counters["loader"] += 1
             await asyncio.sleep(backoff(self.retry, failures))
 
     async def _watch(self) -> None:

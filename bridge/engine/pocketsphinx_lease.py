@@ -43,7 +43,7 @@ class Host(Protocol):
     hang: float  # seconds without an answer
     finish_deadline: float  # seconds from finish() to done, at most
     retry: float  # seconds before the first restart
-    restarts: Counter[str]
+    counters: Counter[str]
 
     def connect(self) -> socket.socket | None:
         """A socket to a process that is being forked, or None: try again later."""
@@ -153,7 +153,7 @@ class PocketsphinxLease:
     def _lost(self, reason: str) -> None:
         log.warning("a pocketsphinx process %s; its leg goes on in another", reason)
         self._disconnect()
-        self._host.restarts[reason] += 1
+        self._host.counters[reason] += 1
         self._failures += 1
         if self._failures % ATTEMPTS == 0:
             log.error("the same audio ended %d pocketsphinx processes: it is dropped", ATTEMPTS)

@@ -29,6 +29,7 @@ from bridge.types import Block, Heard, Word
 
 log = logging.getLogger(__name__)
 
+MAX_TRIES = 3  # steps that the same block may be in
 MAX_BREAKS = 16  # discontinuities remembered; words older than these keep the oldest one's offset
 
 
@@ -44,8 +45,8 @@ class SlotLease:
     """One leg's right to one slot. Implements `bridge.interfaces.Lease`."""
 
     __slots__ = (
-        "_breaks", "_pushed", "_slots", "_taken", "done", "drain_left", "dropped", "fresh",
-        "heard", "queue", "slot", "state", "steps",
+        "_breaks", "_pushed", "_slots", "_taken", "done", "drain_left", "dropped", "failures",
+        "fresh", "heard", "queue", "slot", "state", "steps",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,7 @@ class SlotLease:
         self.fresh = True
         self.steps = 0  # of the model, since fresh
         self.dropped = 0
+        self.failures = 0  # steps in a row that failed with this lease in them
         self.drain_left = slots.drain
         self._slots = slots
         self._pushed = 0  # blocks; the index of the next one
@@ -69,7 +71,7 @@ class SlotLease:
         """Queue one block; a full queue loses its oldest."""
         if self.state is not State.ACTIVE:
             return
-        if len(self.queue) >= self._slots.queue_blocks:
+        while len(self.queue) >= self._slots.queue_blocks:  # `put_back` may add one more
             self.queue.popleft()
             self.dropped += 1
         self.queue.append((self._pushed, block))
@@ -97,7 +99,16 @@ class SlotLease:
         return block
 
     def put_back(self, block: Block) -> None:
-        """A block whose step failed: the row starts anew with it."""
+        """A block whose step failed: the row starts anew with it.
+
+        Audio that is in `MAX_TRIES` failed steps in a row is given up, or one leg's block that no
+        model can take would cost everybody the engine for ever.
+        """
+        self.failures += 1
+        if self.failures >= MAX_TRIES:
+            self.failures = 0
+            self.dropped += 1
+            return
         self._taken -= 1
         self.queue.appendleft((self._taken, block))
 
@@ -115,17 +126,24 @@ class SlotLease:
             heard,
             words=tuple(map(self._shifted, heard.words)),
             tentative=tuple(map(self._shifted, heard.tentative)),
-            at=heard.at + self._offset(heard.at),
+            at=heard.at + self._offset(heard.at, end=True),
         )
 
     def _shifted(self, word: Word) -> Word:
         start = word.start + self._offset(word.start)
-        return replace(word, start=start, end=max(start, word.end + self._offset(word.end)))
+        end = word.end + self._offset(word.end, end=True)
+        return replace(word, start=start, end=max(start, end))
 
-    def _offset(self, seconds: float) -> float:
+    def _offset(self, seconds: float, *, end: bool = False) -> float:
+        """Seconds from model time to leg time.
+
+        What begins with a block belongs to that block and what ends there to the one before,
+        whatever is lost in rounding.
+        """
         step, block = self._breaks[0]
+        at = seconds / self._slots.block_seconds + (-1e-6 if end else 1e-6)
         for later_step, later_block in self._breaks:
-            if later_step * self._slots.block_seconds > seconds:
+            if later_step > at:
                 break
             step, block = later_step, later_block
         return (block - step) * self._slots.block_seconds
@@ -223,12 +241,12 @@ class Slots:
             if lease.state is State.FREE:
                 continue
             lease.steps += 1
+            lease.failures = 0
             try:
                 lease.heard(lease.on_leg_clock(results[lease.slot]))
             except Exception:  # costs the leg, not the others of this step
                 log.exception("a leg failed over what it heard and loses its slot")
-                self.free(lease)
-                lease.done()
+                self._over(lease)
         drained = [
             row.lease
             for row in plan.rows
@@ -236,8 +254,14 @@ class Slots:
         ]
         for lease in (*plan.finished, *drained):
             if lease.state is not State.FREE:
-                self.free(lease)
-                lease.done()
+                self._over(lease)
+
+    def _over(self, lease: SlotLease) -> None:
+        self.free(lease)
+        try:
+            lease.done()
+        except Exception:  # costs the leg, not the engine
+            log.exception("a leg failed over its end")
 
     def abandon(self, plan: Plan) -> None:
         """The step failed and the model with it: every row starts anew, no block is lost."""

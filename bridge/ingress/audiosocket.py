@@ -127,7 +127,7 @@ class AudioSocket:
             self._strange = 0
             self._jury = None
             samples = np.frombuffer(data, _FRAMES_8K)["samples"].ravel()
-            return (self._heard(samples, self.rules.rate or 8000, now),)
+            return (self._heard(samples, self.rules.rate or 8000, now, n),)
         return self._receive_any(data, now)
 
     def _receive_any(self, data: bytes, now: float) -> Sequence[IngressEvent]:
@@ -158,17 +158,17 @@ class AudioSocket:
                     continue
                 samples, rate = decoded
                 if pending and rate != pending_rate:
-                    events.append(self._heard(_joined(pending), pending_rate, now))
+                    events.append(self._heard(_joined(pending), pending_rate, now, len(pending)))
                     pending = []
                 pending.append(samples)
                 pending_rate = rate
             else:
                 if pending:  # order of audio and digits is kept
-                    events.append(self._heard(_joined(pending), pending_rate, now))
+                    events.append(self._heard(_joined(pending), pending_rate, now, len(pending)))
                     pending = []
                 self._control(kind, payload, now, events)
         if pending:
-            events.append(self._heard(_joined(pending), pending_rate, now))
+            events.append(self._heard(_joined(pending), pending_rate, now, len(pending)))
         self._buffer = b"" if self._state == "closed" else buffer[at:]
         return events
 
@@ -243,7 +243,7 @@ class AudioSocket:
 
     # -- the clock -----------------------------------------------------------------------------
 
-    def _heard(self, samples: Samples, rate: int, now: float) -> Audio:
+    def _heard(self, samples: Samples, rate: int, now: float, packets: int) -> Audio:
         if rate != self._rate:
             self._clock = round(self._clock * rate / self._rate)
             self._rate = rate
@@ -258,7 +258,7 @@ class AudioSocket:
         if self._debt and lead < GAP and now - self._filled_at > DEBT_AGE:
             self._debt = 0.0
         self._clock = start + len(samples)
-        return Audio(Frame(samples, rate, start))
+        return Audio(Frame(samples, rate, start, False, packets))
 
     @property
     def seconds(self) -> float:
