@@ -13,7 +13,7 @@ from bridge.config import LogSettings
 class OneLine(logging.Formatter):
     """Text; control characters of any value are escaped, so that nobody can forge a line."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 

@@ -88,7 +88,6 @@ class Turns:
     def _end(self, reason: str) -> EndOfTurn:
         finals, self._finals = self._finals, []
         turn, self.turn = self.turn, self.turn + 1
-        self._partial = ""
         return EndOfTurn(
             turn,
             " ".join(final.text for final in finals),

@@ -215,7 +215,7 @@ async def test_metrics_are_what_prometheus_reads() -> None:
         status, body, headers = await client.ask("GET", "/metrics")
     assert status == 200
     assert headers["Content-Type"] == service.metrics.exposition()[1]
-    assert "callscribe_frames" in {f.name for f in text_string_to_metric_families(body)}
+    assert "callscribe_calls_started" in {f.name for f in text_string_to_metric_families(body)}
     assert service.counted("http_responses_total", status="200") == 2
 
 

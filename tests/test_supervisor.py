@@ -397,7 +397,7 @@ async def test_a_crash_loop_is_answered_with_hang_ups(
     broken.touch()
     os.kill(first, signal.SIGKILL)
     await until(lambda: "calls are refused" in caplog.text, PATIENCE)
-    assert caplog.text.count("the worker died") > 2
+    await until(lambda: caplog.text.count("the worker died") > 2, PATIENCE)
     assert await refused(begun.port) == GOODBYE
     broken.unlink()
     second = await begun.ready()

@@ -1,0 +1,226 @@
+"""Imports point one way, and one file knows one outside thing (DESIGN §2, §6.9)."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PURE = "bridge.types bridge.errors bridge.interfaces"
+TURNS = "bridge.turns"
+CALLS = f"{PURE} bridge.audio.* {TURNS} bridge.leg bridge.call"
+IO = f"{PURE} bridge.config bridge"  # bridge itself: only its version
+
+# Module → what of ours it may import besides its own package's insides; the first match counts.
+# Read downwards: whatever stands lower knows more.
+OURS: dict[str, str] = {
+    "bridge": "",
+    "bridge.types": "",
+    "bridge.errors": "",
+    "bridge.interfaces": "bridge.types",
+    "bridge.audio.*": PURE,
+    "bridge.turns": PURE,
+    "bridge.accuracy": "",
+    "bridge.contract": PURE,
+    "bridge.script": f"{PURE} bridge.audio.*",
+    "bridge.recording": f"{PURE} bridge.audio.*",
+    "bridge.ingress.*": f"{PURE} bridge.audio.g711 bridge.audio",
+    "bridge.engine.slots": PURE,
+    "bridge.engine.words": PURE,
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
+    "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
+    "bridge.switchboard": CALLS,
+    # The one thing that settings are checked with, and that has no settings itself.
+    "bridge.config": "bridge.errors bridge.egress.signature",
+    "bridge.logs": "bridge.config",
+    "bridge.metrics": "bridge",
+    "bridge.listeners": f"{IO} bridge.errors",
+    "bridge.transport.*": IO,
+    "bridge.pbx.*": IO,
+    "bridge.egress.*": f"{IO} bridge.contract",
+    "bridge.engine.*": IO,
+    "bridge.http.*": f"{IO} bridge.metrics",
+    "bridge.caller": f"{IO} bridge.script",
+    "bridge.client": f"{IO} bridge.caller bridge.recording bridge.script",
+    # Assembly: the only modules that know all kinds.
+    **{f"bridge.{name}": "bridge bridge.*" for name in (
+        "desk", "server", "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor",
+        "doctor_*", "bench.*",
+    )},
+}  # fmt: skip
+
+PURE_MODULES = """
+    bridge.types bridge.errors bridge.interfaces bridge.audio.* bridge.turns bridge.accuracy
+    bridge.contract bridge.script bridge.ingress.* bridge.engine.slots bridge.engine.words
+    bridge.leg bridge.call bridge.switchboard bridge.egress.signature bridge.egress.pending
+    bridge.egress.retry bridge.pbx.ami_text
+"""
+IMPURE = """
+    asyncio socket select selectors threading multiprocessing concurrent subprocess signal
+    time random secrets ssl aiohttp websockets torch
+"""
+
+# Third-party library → the modules that may import it.
+OWNERS = {
+    "numpy": "bridge.*",
+    "pydantic": "bridge.config",
+    "pydantic_settings": "bridge.config",
+    "soxr": "bridge.audio.resample bridge.bench.*",
+    "panoramisk": "bridge.pbx.ami",
+    "prometheus_client": "bridge.metrics",
+    "pocketsphinx": "bridge.engine.pocketsphinx_worker",
+    # The doctor asks an endpoint, as the webhook would, without an event to deliver.
+    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.doctor*",
+    "uvloop": "bridge.worker",
+}
+
+
+def among(module: str, patterns: str) -> bool:
+    return any(fnmatch(module, pattern) for pattern in patterns.split())
+
+
+def imports(module: str, tree: ast.AST, *, package: bool = False) -> Iterator[str]:
+    """Every module that is imported anywhere in the file, not only at its top."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body.clear()  # names for the type checker; nothing is loaded
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide where they point"
+            source = node.module or ""
+            for alias in node.names:  # `from bridge import client` imports bridge.client
+                inner = f"{source}.{alias.name}"
+                yield inner if is_module(inner) else source
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return name.startswith("bridge") and (path.is_dir() or path.with_suffix(".py").exists())
+
+
+def allowed(module: str) -> str:
+    found = (more for pattern, more in OURS.items() if fnmatch(module, pattern))
+    return next(found, "?")
+
+
+def same_package(module: str, other: str) -> bool:
+    """`bridge.egress.ami` may import `bridge.egress.retry`; a package of one layer is one thing."""
+    package = module.split(".")[:2]
+    return module.count(".") > 1 and other.split(".")[:2] == package
+
+
+def complaints(module: str, source: str) -> list[str]:
+    """What is wrong with a module's imports, a sentence each."""
+    wrong = []
+    rule = allowed(module)
+    if rule == "?":
+        return [f"{module} is in no layer: give it one in {Path(__file__).name}"]
+    pure = among(module, PURE_MODULES)
+    for name in sorted(set(imports(module, ast.parse(source)))):
+        top = name.partition(".")[0]
+        if top == "bridge":
+            inside = same_package(module, name) and not (pure and not among(name, PURE_MODULES))
+            if not among(name, rule) and not inside:
+                wrong.append(f"{module} must not import {name}")
+        elif top in IMPURE.split() and pure:
+            wrong.append(f"{module} is pure and must not import {name}")
+        elif top not in sys.stdlib_module_names and not among(module, OWNERS.get(top, "")):
+            wrong.append(f"{module} does not own {name}")
+    return wrong
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted((ROOT / "bridge").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found.append(("bridge" if parts == ("bridge", "__init__") else ".".join(parts), path))
+    return found
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
+def test_imports_point_one_way(module: str, path: Path) -> None:
+    assert complaints(module, path.read_text("utf-8")) == []
+
+
+def test_nothing_of_ours_goes_round_in_a_circle() -> None:
+    """Not even inside a package, where the table above does not look."""
+    graph = {
+        name: {
+            other
+            for other in imports(name, ast.parse(path.read_text("utf-8")))
+            if other.startswith("bridge.") and other != name
+        }
+        for name, path in modules()
+        if not among(name, "bridge bridge.cli bridge.demo* bridge.doctor* bridge.bench*")
+    }
+    while graph:
+        leaves = {name for name, uses in graph.items() if not uses & graph.keys()}
+        assert leaves, f"these import each other: {sorted(graph)}"
+        graph = {name: uses for name, uses in graph.items() if name not in leaves}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("bridge.leg", "import asyncio", "bridge.leg is pure and must not import asyncio"),
+        ("bridge.leg", "def f():\n from time import sleep",
+         "bridge.leg is pure and must not import time"),
+        ("bridge.types", "from bridge.errors import Busy",
+         "bridge.types must not import bridge.errors"),
+        ("bridge.turns", "from bridge.leg import Leg", "bridge.turns must not import bridge.leg"),
+        ("bridge.leg", "from bridge.call import Call", "bridge.leg must not import bridge.call"),
+        ("bridge.call", "from bridge.switchboard import Line",
+         "bridge.call must not import bridge.switchboard"),
+        ("bridge.egress.ami", "from bridge.pbx.ami import AmiLink",
+         "bridge.egress.ami must not import bridge.pbx.ami"),
+        ("bridge.transport.tcp", "from bridge.ingress import audiosocket",
+         "bridge.transport.tcp must not import bridge.ingress.audiosocket"),
+        ("bridge.engine.slots", "from bridge.engine.batcher import Batcher",
+         "bridge.engine.slots must not import bridge.engine.batcher"),
+        ("bridge.engine.tones", "import bridge.server",
+         "bridge.engine.tones must not import bridge.server"),
+        ("bridge.http.app", "from bridge import server",
+         "bridge.http.app must not import bridge.server"),
+        ("bridge.server", "import soxr", "bridge.server does not own soxr"),
+        ("bridge.leg", "from soxr import resample", "bridge.leg does not own soxr"),
+        ("bridge.desk", "import prometheus_client.core",
+         "bridge.desk does not own prometheus_client.core"),
+        ("bridge.egress.log", "import requests", "bridge.egress.log does not own requests"),
+        ("bridge.brandnew", "", "bridge.brandnew is in no layer: give it one in test_layers.py"),
+    ],
+)  # fmt: skip
+def test_a_forbidden_import_is_found(module: str, source: str, complaint: str) -> None:
+    assert complaints(module, source) == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("bridge.leg", "from bridge.audio.resample import make_resampler\nimport numpy.typing"),
+        ("bridge.egress.ami", "from bridge.egress.retry import backoff\nimport asyncio"),
+        ("bridge.server", "from bridge.pbx.ami import AmiLink\nimport time"),
+        ("bridge.leg", "if TYPE_CHECKING:\n from bridge.server import Server"),
+    ],
+)
+def test_what_is_allowed_passes(module: str, source: str) -> None:
+    assert complaints(module, source) == []
+
+
+def test_a_relative_import_is_refused() -> None:
+    with pytest.raises(AssertionError, match="^bridge.leg: relative imports hide"):
+        complaints("bridge.leg", "from .call import Call")
+
+
+def test_the_table_has_no_row_for_what_is_gone() -> None:
+    """A layer without modules would let the next module of that name slip in unseen."""
+    future = {"bridge.engine.words", "bridge.demo_*"}
+    names = [name for name, _ in modules()]
+    idle = [p for p in OURS if p not in future and not any(fnmatch(n, p) for n in names)]
+    assert idle == []
