@@ -29,9 +29,9 @@ asterisk-lab:
 	.ci/asterisk-lab
 
 bench: $(READY)
+	$(BIN)/callscribe bench media --keepalive 1s
+	$(BIN)/callscribe bench media --keepalive 1s --loop asyncio
 	$(BIN)/callscribe bench media
-	$(BIN)/callscribe bench media --loop asyncio
-	$(BIN)/callscribe bench media --naive
 	$(BIN)/callscribe bench churn
 
 $(READY): pyproject.toml .ci/venv

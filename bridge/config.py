@@ -192,7 +192,7 @@ class HttpSettings(_Listener):
     """[http]"""
 
     listen: Listen = Address("127.0.0.1", 8001)
-    token: SecretStr | None = None  # bearer token of /calls
+    token: Annotated[SecretStr, Field(min_length=8)] | None = None  # bearer token of /calls
     hosts: list[str] = Field(default_factory=list)  # further Host names accepted on loopback
 
 
@@ -278,13 +278,17 @@ class Settings(BaseSettings):
     service: ServiceSettings = ServiceSettings()
 
     @model_validator(mode="after")
-    def _token(self) -> Settings:
+    def _together(self) -> Settings:
         if self.audiosocket and self.audiosocket.admission == "announced":
             if self.http.token is None and self.ami is None:
                 raise ValueError(
                     'audiosocket.admission = "announced" needs http.token (for POST /calls) '
                     "or an [ami] section, or nobody can announce a call"
                 )
+        names = [hook.name or urlsplit(hook.url).hostname for hook in self.webhook]
+        for name in names:
+            if names.count(name) > 1:  # metrics and message ids could not tell them apart
+                raise ValueError(f"webhook: two are called {name!r}; give each a name of its own")
         return self
 
     @classmethod

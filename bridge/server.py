@@ -20,10 +20,12 @@ from bridge.engine.choice import build, choose
 from bridge.http.app import HttpServer, make_app
 from bridge.ingress.audiosocket import AudioSocket, Rules
 from bridge.interfaces import Egress, Recogniser
+from bridge.line import Line
 from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
-from bridge.switchboard import Admission, Line, Switchboard
-from bridge.transport.tcp import Connection, Limits, TcpPort
+from bridge.switchboard import Admission, Switchboard
+from bridge.transport.connection import Connection
+from bridge.transport.tcp import Limits, TcpPort
 from bridge.turns import TurnRules
 from bridge.types import (
     Announcement,
@@ -72,11 +74,12 @@ class AudioSocketUser:
     def event(self, connection: Connection, event: IngressEvent, now: float) -> None:
         """Something was said on a connection."""
         line = connection.context
+        if isinstance(event, Audio) and isinstance(line, Line):  # 12 a second and leg: first
+            lost = line.audio(event.frame)
+            if lost:
+                self._metrics.dropped("frames", "waiting", lost)
+            return
         match event:
-            case Audio(frame) if isinstance(line, Line):
-                lost = line.audio(frame)
-                if lost:
-                    self._metrics.dropped("frames", "waiting", lost)
             case Opened(uuid):
                 self._opened(connection, uuid, now)
             case Digit(digit) if isinstance(line, Line):

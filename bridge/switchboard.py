@@ -9,8 +9,8 @@ line. In `open` mode the line becomes a call of its own, named by its UUID.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -19,13 +19,12 @@ from bridge.call import Call, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
 from bridge.leg import Leg
+from bridge.line import Line
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent, CallInfo, Frame, LegName
+from bridge.types import Announcement, CallEvent, CallInfo, LegName
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 MAX_ANNOUNCED = 10_000  # UUIDs waiting for their socket; the oldest goes first
-MAX_HELD = 12.0  # s of audio kept for a line that waits; the oldest goes first
-MAX_PIECES = 2000  # frames and digits kept for it: 12 s of 10 ms frames, and some
 MAX_IDS = 10_000  # ids of calls remembered, so that none is used twice
 
 
@@ -58,81 +57,6 @@ class Counter(Protocol):
 
     def word_latency(self, stage: str, seconds: float) -> None:
         """A word ended `seconds` before it was told."""
-
-
-class Line:
-    """One open connection. `hang_up()` ends it from our side; `origin()`: see `AudioSocket`."""
-
-    __slots__ = (
-        "_held", "closed", "hang_up", "ingress", "leg", "lost", "opened", "origin", "uuid",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        uuid: str,
-        ingress: str,
-        hang_up: Callable[[], None],
-        origin: Callable[[], float],
-        now: float,
-    ) -> None:
-        self.uuid = uuid
-        self.ingress = ingress
-        self.hang_up = hang_up
-        self.origin = origin
-        self.opened = now
-        self.closed = ""
-        self.lost = 0  # digits
-        self.leg: Leg | None = None
-        self._held: deque[Frame | str] = deque()
-
-    def audio(self, frame: Frame) -> int:
-        """To the leg, or kept until there is one. Returns the number of frames lost."""
-        if self.leg is not None:
-            self.leg.on_frame(frame)
-            return 0
-        self._held.append(frame)
-        lost = 0
-        while len(self._held) > MAX_PIECES or _seconds(frame) - _start(self._held) > MAX_HELD:
-            if isinstance(self._held.popleft(), Frame):
-                lost += 1
-            else:
-                self.lost += 1
-        return lost
-
-    def digit(self, digit: str) -> None:
-        """As `audio`; of digits, those that are too many are lost (counted in `lost`)."""
-        if self.leg is not None:
-            self.leg.on_digit(digit)
-        elif len(self._held) < MAX_PIECES:
-            self._held.append(digit)
-        else:
-            self.lost += 1
-
-    def attach(self, leg: Leg) -> None:
-        """The line has become a leg: it hears what was kept."""
-        self.leg = leg
-        held, self._held = self._held, deque()
-        for item in held:
-            if isinstance(item, str):
-                leg.on_digit(item)
-            else:
-                leg.on_frame(item)
-        if self.closed:
-            leg.finish(self.closed)
-
-    def close(self, reason: str) -> None:
-        """The peer is gone."""
-        self.closed = self.closed or reason
-        if self.leg is not None:
-            self.leg.finish(self.closed)
-
-
-def _start(held: Iterable[Frame | str]) -> float:
-    return next((_seconds(item) for item in held if isinstance(item, Frame)), 0.0)
-
-
-def _seconds(frame: Frame) -> float:
-    return frame.start / frame.rate
 
 
 class Switchboard:

@@ -164,7 +164,10 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class EndOfTurn:
-    """The speaker has finished. `text` is the whole turn. `reason`: ``pause`` or ``hangup``."""
+    """The speaker has finished. `text` is the whole turn.
+
+    `reason` is ``pause``, ``hangup``, or ``length`` (cut, after two minutes without a pause).
+    """
 
     turn: int
     text: str

@@ -24,6 +24,8 @@ PATIENCE = 30.0  # s; nothing here takes long, but machines stall
 MARK = "CALLSCRIBE_TEST_MARK"  # in the environment of every process of one bridge
 _FINAL = re.compile(r'call=(\S+) .*type=transcript\.final .*text="([^"]*)"')
 
+TOKEN = "a secret word"
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -105,7 +107,7 @@ async def http(port: int, path: str, method: str = "GET", **body: str) -> tuple[
         try:
             writer.write(
                 f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-                f"Authorization: Bearer secret\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+                f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
                 + data
             )
             head, _, text = (await reader.read()).partition(b"\r\n\r\n")
@@ -251,7 +253,7 @@ async def serving(folder: Path, **changes: Mapping[str, object]) -> AsyncIterato
     sections: dict[str, dict[str, object]] = {
         "engine": {"kind": "tones", "slots": 16},
         "audiosocket": {"listen": f"127.0.0.1:{ports[0]}", "keepalive": "off"},
-        "http": {"listen": f"127.0.0.1:{ports[1]}", "token": "secret"},
+        "http": {"listen": f"127.0.0.1:{ports[1]}", "token": TOKEN},
         "log": {"transcripts": True},
         "service": {"drain_timeout": 20.0},
     }

@@ -309,3 +309,17 @@ def test_addresses(text: str, address: Address, loopback: bool) -> None:
 def test_no_addresses(text: str) -> None:
     with pytest.raises(ValueError, match='^expected "host:port", for example "127.0.0.1:9092"'):
         parse_address(text)
+
+
+def test_two_webhooks_need_names_of_their_own() -> None:
+    hooks = [{"url": f"https://example.org/{i}", "secret": SECRET} for i in range(2)]
+    with pytest.raises(ConfigError) as e:
+        from_dict({"webhook": hooks})
+    assert "two are called 'example.org'; give each a name of its own" in str(e.value)
+    hooks[1]["name"] = "second"
+    assert len(from_dict({"webhook": hooks}).webhook) == 2
+
+
+def test_an_empty_token_is_no_token() -> None:
+    with pytest.raises(ConfigError, match="http.token: "):
+        from_dict({"http": {"token": ""}})

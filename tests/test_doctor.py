@@ -368,7 +368,7 @@ def test_keepalive_off_has_a_catch() -> None:
 )
 def test_open_admission_from_the_network(changes: dict[str, Any], status: str) -> None:
     settings = config.from_dict(
-        {"audiosocket": {"allow_insecure": True, **changes}, "http": {"token": "t"}}
+        {"audiosocket": {"allow_insecure": True, **changes}, "http": {"token": "a token of tests"}}
     )
     finding = about(doctor_local.audiosocket(settings.audiosocket), "admission")
     assert finding.status == status

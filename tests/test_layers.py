@@ -34,13 +34,14 @@ OURS: dict[str, str] = {
     "bridge.engine.words": PURE,
     "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
-    "bridge.switchboard": CALLS,
+    "bridge.line": "bridge.types bridge.leg",
+    "bridge.switchboard": f"{CALLS} bridge.line",
     # The one thing that settings are checked with, and that has no settings itself.
     "bridge.config": "bridge.errors bridge.egress.signature",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
     "bridge.listeners": f"{IO} bridge.errors",
-    "bridge.transport.*": IO,
+    "bridge.transport.*": f"{IO} bridge.transport.*",
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
@@ -57,8 +58,8 @@ OURS: dict[str, str] = {
 PURE_MODULES = """
     bridge.types bridge.errors bridge.interfaces bridge.audio.* bridge.turns bridge.accuracy
     bridge.contract bridge.script bridge.ingress.* bridge.engine.slots bridge.engine.words
-    bridge.leg bridge.call bridge.switchboard bridge.egress.signature bridge.egress.pending
-    bridge.egress.retry bridge.pbx.ami_text
+    bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
+    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal

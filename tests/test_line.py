@@ -19,9 +19,10 @@ from bridge.config import Address, EngineSettings, from_dict
 from bridge.engine import tones
 from bridge.engine.tones import encode, text_of
 from bridge.ingress.audiosocket import SILENCE_MESSAGE, AudioSocket, Rules
+from bridge.line import Line
 from bridge.listeners import listen
 from bridge.server import Server
-from bridge.switchboard import Admission, Line, Switchboard
+from bridge.switchboard import Admission, Switchboard
 from bridge.turns import TurnRules
 from bridge.types import (
     Announcement,

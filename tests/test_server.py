@@ -124,7 +124,7 @@ async def begin() -> AsyncIterator[Begin]:
         given: dict[str, dict[str, object]] = {
             "engine": {"kind": "tones", "slots": 8},
             "audiosocket": {"keepalive": "off"},
-            "http": {"token": "secret"},
+            "http": {"token": "a secret word"},
             "service": {"drain_timeout": 5.0},
         }
         for name, keys in sections.items():

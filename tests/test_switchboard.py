@@ -10,9 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bridge import line as line_module
 from bridge import switchboard as module
 from bridge.errors import Busy
-from bridge.switchboard import Admission, Line, Switchboard
+from bridge.line import Line
+from bridge.switchboard import Admission, Switchboard
 from bridge.turns import TurnRules
 from bridge.types import (
     Announcement,
@@ -365,12 +367,12 @@ def test_what_is_kept_is_bounded_in_pieces() -> None:
     """Frames of nothing, and digits, cost memory too."""
     b = Board(join_wait=10.0)
     line = b.open(U[1])
-    for _ in range(module.MAX_PIECES + 5):
+    for _ in range(line_module.MAX_PIECES + 5):
         line.digit("1")
-    lost = sum(line.audio(frame(0, 0)) for _ in range(module.MAX_PIECES + 7))
-    assert (lost, line.lost) == (7, module.MAX_PIECES + 5)
+    lost = sum(line.audio(frame(0, 0)) for _ in range(line_module.MAX_PIECES + 7))
+    assert (lost, line.lost) == (7, line_module.MAX_PIECES + 5)
     b.announce(U[1])
-    assert b.counted("dropped") == [("events", "waiting", module.MAX_PIECES + 5)]
+    assert b.counted("dropped") == [("events", "waiting", line_module.MAX_PIECES + 5)]
     assert b.events.bodies(Pressed) == []
 
 

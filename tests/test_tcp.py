@@ -16,8 +16,9 @@ import pytest
 from bridge.config import Address
 from bridge.ingress.audiosocket import SILENCE_MESSAGE, AudioSocket, Rules
 from bridge.listeners import listen
-from bridge.transport import tcp
-from bridge.transport.tcp import Connection, Limits, TcpPort
+from bridge.transport import connection as connection_module
+from bridge.transport.connection import Connection
+from bridge.transport.tcp import Limits, TcpPort
 from bridge.types import Audio, Closed, Digit, IngressEvent, Opened
 from tests.waiting import until
 
@@ -201,7 +202,7 @@ async def test_a_slow_loris_has_a_deadline(start: Start, connect: Connect) -> No
 async def test_who_does_not_close_after_our_goodbye_is_closed(
     start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp, "LINGER", 0.05)
+    monkeypatch.setattr(connection_module, "LINGER", 0.05)
     port, user = await start()
     peer = await connect(port)
     await peer.send(HELLO)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="silence sent back to Asterisk",
     )  # fmt: skip
     media.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
-    media.add_argument("--naive", action="store_true", help="fifty plain lines instead of us")
+    media.add_argument("--only", choices=["ours", "naive"], help="of us and the fifty plain lines")
     churn = benches.add_parser("churn", help="calls opened and closed: does memory grow?")
     churn.add_argument("--calls", type=int, default=10_000)
 

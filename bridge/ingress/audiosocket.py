@@ -270,12 +270,12 @@ class AudioSocket:
     @property
     def low_water(self) -> int:
         """Bytes that are worth a wake-up: up to the end of the present 80 ms, or 1."""
-        frame = (self.message_size - HEADER) // 2  # samples
+        size = self.message_size
         block = self._rate * 2 // 25
-        if self._state != "open" or not 0 < frame <= block:
+        if not HEADER + 1 < size <= HEADER + 2 * block or self._state != "open":
             return 1
-        missing = block - self._clock % block
-        return -(-missing // frame) * self.message_size
+        frame = (size - HEADER) // 2  # samples
+        return -((self._clock % block - block) // frame) * size
 
     # -- time ----------------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""One open connection, from its UUID on: first its audio is kept, then it is a leg. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from bridge.leg import Leg
+from bridge.types import Frame
+
+MAX_HELD = 12.0  # s of audio kept for a line that waits; the oldest goes first
+MAX_PIECES = 2000  # frames and digits kept for it: 12 s of 10 ms frames, and some
+
+
+class Line:
+    """One open connection. `hang_up()` ends it from our side; `origin()`: see `AudioSocket`."""
+
+    __slots__ = (
+        "_held", "closed", "hang_up", "ingress", "leg", "lost", "opened", "origin", "uuid",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        uuid: str,
+        ingress: str,
+        hang_up: Callable[[], None],
+        origin: Callable[[], float],
+        now: float,
+    ) -> None:
+        self.uuid = uuid
+        self.ingress = ingress
+        self.hang_up = hang_up
+        self.origin = origin
+        self.opened = now
+        self.closed = ""
+        self.lost = 0  # digits
+        self.leg: Leg | None = None
+        self._held: deque[Frame | str] = deque()
+
+    def audio(self, frame: Frame) -> int:
+        """To the leg, or kept until there is one. Returns the number of frames lost."""
+        if self.leg is not None:
+            self.leg.on_frame(frame)
+            return 0
+        self._held.append(frame)
+        lost = 0
+        while len(self._held) > MAX_PIECES or _seconds(frame) - _start(self._held) > MAX_HELD:
+            if isinstance(self._held.popleft(), Frame):
+                lost += 1
+            else:
+                self.lost += 1
+        return lost
+
+    def digit(self, digit: str) -> None:
+        """As `audio`; of digits, those that are too many are lost (counted in `lost`)."""
+        if self.leg is not None:
+            self.leg.on_digit(digit)
+        elif len(self._held) < MAX_PIECES:
+            self._held.append(digit)
+        else:
+            self.lost += 1
+
+    def attach(self, leg: Leg) -> None:
+        """The line has become a leg: it hears what was kept."""
+        self.leg = leg
+        held, self._held = self._held, deque()
+        for item in held:
+            if isinstance(item, str):
+                leg.on_digit(item)
+            else:
+                leg.on_frame(item)
+        if self.closed:
+            leg.finish(self.closed)
+
+    def close(self, reason: str) -> None:
+        """The peer is gone."""
+        self.closed = self.closed or reason
+        if self.leg is not None:
+            self.leg.finish(self.closed)
+
+
+def _start(held: Iterable[Frame | str]) -> float:
+    return next((_seconds(item) for item in held if isinstance(item, Frame)), 0.0)
+
+
+def _seconds(frame: Frame) -> float:
+    return frame.start / frame.rate
