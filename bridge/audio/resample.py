@@ -229,7 +229,7 @@ class _Shelf:
         self._laid = np.zeros((LEGS, -(-count // TILES) * TILES, width), np.float32)
         self._rows = self._laid[:, :count]
         self._out = np.empty((*self._laid.shape[:2], height), np.float32)
-        self._blocks = list(self._out[:, :count])
+        self._blocks = list(self._out.reshape(LEGS, -1)[:, : count * height])
 
     def put(self, past: Samples, piece: Samples, push: Callable[[Block], None]) -> None:
         """One block's input: the last TAPS − 1 samples before it, and it."""
@@ -252,7 +252,7 @@ class _Shelf:
             np.dot(laid, matrix, out=out)
             np.clip(out, _LOW, _HIGH, out=out)
             for push, block in zip(pushes[first : first + LEGS], self._blocks, strict=False):
-                push(block.flatten())
+                push(block.copy())
 
 
 class _Banked:
