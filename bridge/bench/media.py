@@ -7,7 +7,6 @@ most 70 % of its core and its event loop was at most 10 ms late in 99 % of all l
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
@@ -69,6 +68,7 @@ def climb(kind: str, args: argparse.Namespace) -> int:
     print(f"{kind}, {args.loop}, silence back: {args.keepalive}, {args.seconds:g} s a rung")
     print("   legs   CPU  µs/frame  loop late p50/p99 ms  block ready p50/p99 ms  kB/leg  ok")
     best = 0
+    again = True  # other tenants of the machine may spoil a rung: one more try
     rungs = list(args.legs or [FIRST[kind]])
     while rungs:
         rung = measure(rungs.pop(0), args.seconds, kind, args.keepalive, args.loop)
@@ -85,9 +85,12 @@ def climb(kind: str, args: argparse.Namespace) -> int:
             flush=True,
         )
         if rung.good:
-            best = max(best, rung.legs)
+            best, again = max(best, rung.legs), True
             if not args.legs:
                 rungs.append(int(rung.legs * CLIMB))
+        elif again:
+            again = False
+            rungs.insert(0, rung.legs)
     print(f"most legs on one core at ≤ {MOST_CPU:.0%} and ≤ {MOST_LATE * 1e3:.0f} ms: {best}\n")
     return best
 
@@ -158,12 +161,9 @@ class Generator:
             sock = socket.create_connection(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
-            sock.send(b"\x01\x00\x10" + uuid.UUID(int=i + (4 << 76) + (8 << 60)).bytes)
             self._socks.append(sock)
             samples = np.full(160, i % 32000 + 1, "<i2").tobytes()
             self._messages.append(b"\x10\x01\x40" + samples)
-            if i % 100 == 99:
-                self._drain()  # who does not read is taken for dead
 
     def run(self, seconds: float) -> list[float]:
         """Whole frames for about so long; how late each millisecond was."""
@@ -191,16 +191,13 @@ class Generator:
             if frame % 4 == 3:
                 sent[i, frame // 4] = time.monotonic()
             try:
+                if frame == 0:  # not before: from its UUID on a leg's clock runs
+                    socks[i].send(b"\x01\x00\x10" + uuid.UUID(int=i + (4 << 76)).bytes)
                 socks[i].send(messages[i])
                 if drain:
                     socks[i].recv(65536)
             except BlockingIOError:
                 pass
-
-    def _drain(self) -> None:
-        for sock in self._socks:
-            with contextlib.suppress(BlockingIOError):
-                sock.recv(65536)
 
     def close(self) -> None:
         """Hang up all legs."""
