@@ -27,10 +27,6 @@ class Busy(BridgeError):
         self.reason = reason
 
 
-class EngineError(BridgeError):
-    """The engine failed: costs the engine a restart, and calls what its state had not said."""
-
-
 class EngineUnavailable(BridgeError):
     """The engine cannot be had at all (not installed, no model): costs the start."""
 

@@ -130,7 +130,6 @@ class Server:
         self.link: AmiLink | None = None
         self.port: TcpPort | None = None
         self.http: HttpServer | None = None
-        self._listeners: dict[str, socket.socket] = {}
         self._expirer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         audiosocket = settings.audiosocket or AudioSocketSettings()
@@ -180,7 +179,6 @@ class Server:
 
         Raises `EngineUnavailable`.
         """
-        self._listeners = dict(listeners)
         if "http" in listeners:
             token = self.settings.http.token
             app = make_app(

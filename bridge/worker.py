@@ -31,7 +31,7 @@ def run(settings: Settings, sockets: dict[str, socket.socket]) -> int:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed: twice the legs a core (BENCHMARKS.md)."""
+    """uvloop's where it is installed (BENCHMARKS.md)."""
     try:
         import uvloop
     except ImportError:

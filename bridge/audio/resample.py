@@ -167,9 +167,9 @@ class Bank:
     """Many legs through one filter in one product.
 
     A leg's blocks are pushed when `rows` of them have come together, or by `run`, which the
-    transport calls after each turn: nothing waits for longer than a turn of the event loop. One
-    product for 64 legs costs a third of 64 products (BENCHMARKS.md). The order of a leg's blocks
-    is kept. With one row every block is pushed at once.
+    transport calls after each turn: nothing waits for longer than a turn of the event loop. A
+    product for 16 legs takes 7 µs a leg where one each takes 10 (BENCHMARKS.md). The order of a
+    leg's blocks is kept. With one row every block is pushed at once.
     """
 
     def __init__(self, rows: int = 1) -> None:
