@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -37,6 +38,7 @@ from bridge.errors import ConfigError
 
 ENGINE_KINDS = {
     # kind → "module:function"; the function takes EngineSettings and returns a Recogniser
+    "kyutai": "bridge.engine.kyutai_engine:make",
     "pocketsphinx": "bridge.engine.pocketsphinx:make",
     "tones": "bridge.engine.tones:make",
 }
@@ -98,6 +100,26 @@ def _slots(value: object) -> object:
     raise ValueError(f'expected 1 to 100000 or "auto", not {value!r}')
 
 
+def is_hub_name(model: str) -> bool:
+    """``owner/name``; a directory of that name on this machine comes first."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII) is not None
+
+
+def _model(value: str) -> str:
+    if is_hub_name(value) or value in (".", "..") or value.startswith(("/", "./", "../", "~")):
+        return value
+    raise ValueError(
+        'expected "owner/name" as on the hub, or a directory such as "/srv/stt-1b" or "./stt-1b", '
+        f"not {value!r}"
+    )
+
+
+def _device(value: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value, re.ASCII):
+        return value
+    raise ValueError(f'expected "auto", "cuda", "cuda:" and a number, or "cpu", not {value!r}')
+
+
 def _check_url(url: str, *, allow_insecure: bool) -> None:
     try:
         parts = urlsplit(url)
@@ -141,9 +163,20 @@ class _Listener(_Section):
 class EngineSettings(_Section):
     """[engine]"""
 
-    kind: str = "auto"  # auto | pocketsphinx | tones | "package.module:function"
+    kind: str = "auto"  # auto | kyutai | pocketsphinx | tones | "package.module:function"
     slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = "auto"
     queue_seconds: float = Field(default=10.0, ge=0.16, le=120)  # queue 1, per leg
+    replay_seconds: float = Field(default=12.0, ge=0, le=60)  # heard again after a fault, per leg
+    step_budget: float | None = Field(default=None, ge=0, le=1)  # s; beyond it, no new legs; 0: off
+    flush: bool = True  # at a pause, bring the last words at once
+    model: Annotated[str, AfterValidator(_model)] = "kyutai/stt-1b-en_fr-candle"  # has pause heads
+    revision: Annotated[str, Field(min_length=1)] | None = None  # branch, tag or commit of the hub
+    device: Annotated[str, AfterValidator(_device)] = "auto"  # auto | cuda | cuda:N | cpu
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    reserve_gb: float = Field(default=2.0, ge=0, le=1000)  # GiB that slots = auto leaves free
+    watchdog: float = Field(default=6.0, ge=0, le=600)  # s of speech without text; 0: off
+    step_timeout: float = Field(default=10.0, ge=0.5, le=600)  # s of a step: the engine has hung
+    threads: int | None = Field(default=None, ge=1, le=1024)  # of torch on a CPU
 
     @model_validator(mode="after")
     def _known(self) -> EngineSettings:

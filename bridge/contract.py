@@ -79,8 +79,11 @@ def _body(body: EventBody) -> dict[str, object]:
     match body:
         case Started():
             return {}
-        case Partial() | Final():
+        case Partial():
             return {"turn": body.turn, "text": body.text} | _words(body.words)
+        case Final():
+            said: dict[str, object] = {"turn": body.turn, "text": body.text}
+            return said | {"language": body.language} | _words(body.words)
         case EndOfTurn():
             times = {"start": _number(body.start), "end": _number(body.end)}
             return {"turn": body.turn, "text": body.text, **times, "reason": body.reason}

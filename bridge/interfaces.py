@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -40,6 +40,9 @@ class Lease(Protocol):
     def push(self, block: Block) -> None:
         """Queue one block. Never blocks; when the queue is full the oldest block is dropped."""
 
+    def flush(self) -> None:
+        """The speaker has paused: words that the engine holds back are wanted now."""
+
     def finish(self) -> None:
         """No more audio: drain the model's delay, then call `done`. Idempotent."""
 
@@ -59,6 +62,7 @@ class Recogniser(Protocol):
     rate: int  # Hz
     block: int  # samples
     slots: int
+    """0 until it is started, where the engine finds out itself."""
     upsampling: Upsampling
     counters: Counter[str]
     """What happened to the engine: restarts and the like."""
@@ -79,37 +83,56 @@ class Recogniser(Protocol):
     async def close(self) -> None:
         """Free everything. Leases are evicted."""
 
+    def language(self, text: str) -> str:
+        """The language of a final, ISO 639-1; empty when it cannot be told."""
+
     def lease(self, heard: Callable[[Heard], None], done: Callable[[], None]) -> Lease:
         """A fresh slot. Raises `Busy` when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input: a row per slot.
+    """One step's input: a row per slot. The arrays are the model's own, the same in every step.
 
-    `pcm`: float32[slots, block]; rows that are not active hold zeros. `active`: bool[slots]; the
-    state of other rows must not move. `fresh`: bool[slots]; reset these rows before the step.
+    `pcm`: float32[slots, block]; what rows hold that are not active means nothing. `active`:
+    bool[slots]; the state of other rows must not move. `fresh`: bool[slots]; reset these rows
+    before the step. `ending`: bool[slots]; these rows' last step, whatever is still open is said.
     """
 
     pcm: npt.NDArray[np.float32]
     active: npt.NDArray[np.bool_]
     fresh: npt.NDArray[np.bool_]
+    ending: npt.NDArray[np.bool_]
+
+    @classmethod
+    def zeros(cls, slots: int, block: int) -> Batch:
+        """Arrays of their own."""
+        return cls(
+            np.zeros((slots, block), np.float32),
+            np.zeros(slots, np.bool_),
+            np.zeros(slots, np.bool_),
+            np.zeros(slots, np.bool_),
+        )
 
 
 class BatchModel(Protocol):
-    """A batched streaming model. Blocking; made and called on one thread only."""
+    """A batched streaming model. Blocking; made and stepped on one thread only."""
 
     slots: int
     rate: int  # Hz
     block: int  # samples
     delay: float  # seconds from the end of a word to its output
+    batch: Batch
 
-    def step(self, batch: Batch) -> Sequence[Heard]:
-        """One block further for every active row. One `Heard` per slot; others are ignored.
+    def step(self) -> Mapping[int, Heard]:
+        """One block of `batch` further for every active row: what is news, by slot.
 
-        Word times and `at` are seconds since the row's fresh step. Any exception means that the
-        model is lost and must be made anew.
+        Word times, `at` and `settled` are seconds since the row's fresh step. Any exception means
+        that the model is lost and must be made anew.
         """
+
+    def close(self) -> None:
+        """Free everything. Idempotent; from any thread, and a step under way fails at once."""
 
 
 class Egress(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -70,7 +69,7 @@ class Leg:
         self.latency = latency
         self._tell = tell
         self._over = over
-        self._turns = Turns(rules)
+        self._turns = Turns(rules, recogniser.language)
         self._told_words = 0  # of the present partial
         self._recogniser = recogniser
         self._rate = 0
@@ -153,15 +152,19 @@ class Leg:
 
     def on_heard(self, heard: Heard) -> None:
         """What the recogniser heard, on the recogniser's clock."""
-        heard = replace(
-            heard,
-            words=tuple(_moved(word, self._shift(word.start)) for word in heard.words),
-            tentative=tuple(_moved(word, self._shift(word.start)) for word in heard.tentative),
-            at=heard.at + self._shift(heard.at),
+        at = self._shift(heard.at)
+        heard = Heard(
+            tuple(_moved(word, self._shift(word.start)) for word in heard.words),
+            tuple(_moved(word, self._shift(word.start)) for word in heard.tentative),
+            heard.pause,
+            heard.at + at,
+            heard.settled + at,
         )
         self.words += len(heard.words)
         for event in self._turns.hear(heard):
             self._said(event)
+        if self._turns.wants_flush:
+            self._lease.flush()
 
     def on_done(self) -> None:
         """The recogniser has nothing more to say."""
@@ -206,4 +209,4 @@ class Leg:
 
 def _moved(word: Word, seconds: float) -> Word:
     start = max(0.0, word.start + seconds)
-    return replace(word, start=start, end=max(start, word.end + seconds))
+    return Word(word.text, start, max(start, word.end + seconds), word.confidence)

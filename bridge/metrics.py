@@ -34,7 +34,7 @@ OTHER = "other"
 MAX_SERIES = 256  # of one watched value; what it reads beyond them is counted, not shown
 
 INGRESSES = ("audiosocket", "rtp", "websocket")
-REFUSED_CALLS = ("busy", "draining", "limit", "unannounced", "not ready", "duplicate")
+REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
 END_REASONS = (
     ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
     + REFUSED_CALLS

@@ -1,16 +1,20 @@
 """Words and pauses → partial, final, end of turn. Pure; one `Turns` per leg.
 
 A *final* closes words as soon as the speaker pauses (or has spoken for `max_final` seconds); an
-*end of turn* follows when the pause has lasted `min_pause` seconds since the last word.
+*end of turn* follows when the pause has lasted `min_pause` seconds since the last word. A model may
+know of a pause before it has said all the words in front of it: they are waited for, and wanted
+at once (`wants_flush`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bridge.types import EndOfTurn, Final, Heard, Partial, TranscriptEvent, Word
 
 MAX_TURN = 120.0  # s; a turn without any pause is cut here, so that its text stays bounded
+ROUNDING = 1e-6  # s; times come from several clocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,22 @@ class TurnRules:
 
 
 class Turns:
-    """The state of one speaker's turns. Turns count from 0."""
+    """The state of one speaker's turns. Turns count from 0.
 
-    __slots__ = ("_finals", "_open", "_partial", "_paused", "_rules", "turn")
+    `language` tells the language of a final's text. `wants_flush` is set by the `hear` in which a
+    pause begins before everything in front of it has been said.
+    """
 
-    def __init__(self, rules: TurnRules) -> None:
+    __slots__ = (
+        "_finals", "_language", "_open", "_partial", "_paused", "_quiet_from", "_rules", "turn",
+        "wants_flush",
+    )  # fmt: skip
+
+    def __init__(self, rules: TurnRules, language: Callable[[str], str] = lambda text: "") -> None:
         self.turn = 0
+        self.wants_flush = False
+        self._quiet_from = 0.0  # how far the model had listened when the pause began
+        self._language = language
         self._rules = rules
         self._open: list[Word] = []  # certain, in no final yet
         self._finals: list[Final] = []  # of this turn
@@ -42,18 +56,27 @@ class Turns:
         events: list[TranscriptEvent] = []
         self._open.extend(heard.words)
         rules = self._rules
-        bar = rules.threshold - (rules.hysteresis if self._paused else 0.0)
-        self._paused = heard.pause >= bar
-        if self._open and (self._paused or self._span() >= rules.max_final):
+        self._pause(heard)
+        quiet = self._paused and heard.settled >= self._quiet_from - ROUNDING
+        if self._open and (quiet or self._span() >= rules.max_final):
             events.append(self._final())
         if self._finals and not self._open and self._length() >= MAX_TURN:
             events.append(self._end("length"))  # what is only guessed begins the next
         if rules.partials:
             events.extend(self._news(heard.tentative))
-        if self._finals and self._paused and not self._open and not heard.tentative:
+        if self._finals and quiet and not self._open and not heard.tentative:
             if heard.at - self._finals[-1].words[-1].end >= rules.min_pause:
                 events.append(self._end("pause"))
         return events
+
+    def _pause(self, heard: Heard) -> None:
+        bar = self._rules.threshold - (self._rules.hysteresis if self._paused else 0.0)
+        paused = heard.pause >= bar
+        begins = paused and not self._paused
+        if begins:
+            self._quiet_from = heard.at
+        self.wants_flush = begins and heard.settled < heard.at
+        self._paused = paused
 
     def finish(self) -> list[TranscriptEvent]:
         """The leg is over: whatever is still open."""
@@ -79,7 +102,8 @@ class Turns:
         return [Partial(self.turn, text, words)]
 
     def _final(self) -> Final:
-        final = Final(self.turn, _text(self._open), tuple(self._open))
+        text = _text(self._open)
+        final = Final(self.turn, text, tuple(self._open), self._language(text))
         self._open.clear()
         self._finals.append(final)
         self._partial = ""

@@ -7,6 +7,7 @@ name for an endpoint, never ours. Times are seconds as floats, sample counts are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -132,13 +133,17 @@ class Heard:
 
     `words` are certain and will not be said again. `tentative` is the present guess at what
     follows them and replaces the guess before. `pause` in 0…1 is the probability that the
-    speaker has paused. `at` is how far the recogniser has listened, in seconds.
+    speaker has paused. `at` is how far the recogniser has listened, in seconds; words that end
+    before `settled` have all been said (infinite: whatever was heard has been). `stuck`: the
+    recogniser hears speech and has fallen silent; it should hear the last seconds again, afresh.
     """
 
     words: tuple[Word, ...] = ()
     tentative: tuple[Word, ...] = ()
     pause: float = 0.0
     at: float = 0.0
+    settled: float = math.inf
+    stuck: bool = False
 
 
 # -- what call control is told ------------------------------------------------------------------
@@ -155,11 +160,15 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """Words that will not change any more. A turn may have several."""
+    """Words that will not change any more. A turn may have several.
+
+    `language` is ISO 639-1, empty where it cannot be told.
+    """
 
     turn: int
     text: str
     words: tuple[Word, ...]
+    language: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +227,8 @@ class Ended:
 class Refused:
     """A call that was not taken, told at once. Its only event.
 
-    `reason` is one of ``busy`` (no free slot), ``draining``, ``limit`` (audiosocket.calls),
-    ``unannounced``, ``not ready``.
+    `reason` is one of ``busy`` (no free slot), ``overload`` (a slot, but steps of the engine take
+    too long already), ``draining``, ``limit`` (calls.max), ``unannounced``, ``not ready``.
     """
 
     reason: str

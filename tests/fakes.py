@@ -19,9 +19,13 @@ class FakeLease:
         self.dropped = 0
         self.finished = False
         self.evicted = False
+        self.flushes = 0
 
     def push(self, block: Block) -> None:
         self.blocks.append(block)
+
+    def flush(self) -> None:
+        self.flushes += 1
 
     def finish(self) -> None:
         self.finished = True
@@ -52,6 +56,9 @@ class FakeRecogniser:
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    def language(self, text: str) -> str:
+        return ""
 
     def lease(self, heard: Callable[[Heard], None], done: Callable[[], None]) -> FakeLease:
         if self.used >= self.slots:

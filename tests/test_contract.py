@@ -64,9 +64,11 @@ def data(body: EventBody, leg: LegName | None = "caller") -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", [Partial, Final])
 def test_words_say_their_times_and_confidence(kind: type[Partial | Final]) -> None:
+    language = {"language": ""} if kind is Final else {}
     assert data(kind(3, "good morning", WORDS)) == {
         "turn": 3,
         "text": "good morning",
+        **language,
         "start": 0.12,
         "end": 1.001,
         "confidence": 0.706,
@@ -75,6 +77,10 @@ def test_words_say_their_times_and_confidence(kind: type[Partial | Final]) -> No
             {"word": "morning", "start": 0.5, "end": 1.001, "confidence": 0.5},
         ],
     }
+
+
+def test_a_final_says_its_language_where_it_can_be_told() -> None:
+    assert data(Final(3, "good morning", WORDS, "en"))["language"] == "en"
 
 
 def test_nothing_heard_has_no_times() -> None:

@@ -13,7 +13,7 @@ import resource
 import termios
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -21,10 +21,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bridge import server as server_module
 from bridge.config import Address, from_dict
-from bridge.engine.batcher import Batcher
+from bridge.engine.batcher import Batcher, BatchRules
 from bridge.engine.tones import TonesModel, text_of
 from bridge.errors import EngineUnavailable
-from bridge.interfaces import Batch, Recogniser
+from bridge.interfaces import Recogniser
 from bridge.listeners import open_all
 from bridge.server import Server
 from bridge.types import CallEvent, Ended, Final, Heard, Refused, Started
@@ -452,20 +452,17 @@ class Stalling(TonesModel):
     gate = threading.Event()
     stalled = threading.Event()
 
-    def step(self, batch: Batch) -> Sequence[Heard]:  # type: ignore[override]
+    def step(self) -> dict[int, Heard]:
         if not self.gate.is_set():
             self.stalled.set()
             assert self.gate.wait(60)
-        return super().step(batch)
+        return super().step()
 
 
 async def test_a_stalled_engine_does_not_stall_the_sockets(begin: Begin) -> None:
     """M12: Asterisk takes a full socket for a dead peer; old audio goes, and is counted."""
     Stalling.gate.clear()
-    engine = Batcher(
-        "stalling", lambda: Stalling(2), slots=2, rate=24000, block=1920, delay=0.48,
-        queue_seconds=10.0,
-    )  # fmt: skip
+    engine = Batcher("stalling", lambda: Stalling(2), rate=24000, block=1920, rules=BatchRules())
     up = await begin(engine)
     words = [(3 * i) % 256 for i in range(150)]  # 60 s
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.audio import resample
 from bridge.bench import churn
-from bridge.engine.batcher import _batch
+from bridge.engine.batcher import _fill
 from bridge.engine.slots import SlotLease, Slots
 from bridge.engine.tones import TonesModel, encode, text_of
 from bridge.ingress.audiosocket import GAP, AudioSocket, Rules
@@ -57,7 +57,8 @@ class Inline(FakeRecogniser):
     def step(self) -> bool:
         plan = self.table.schedule()
         if plan:
-            results = self.model.step(_batch(plan, self.model)) if plan.rows else ()
+            _fill(self.model, plan)
+            results = self.model.step() if plan.rows else {}
             self.table.commit(plan, results)
         return bool(plan)
 

@@ -229,13 +229,13 @@ async def test_a_killed_parent_is_followed_by_its_worker_when_calls_are_over(
 ENGINE_THAT_HANGS = """
 import threading
 from bridge.engine import tones
-from bridge.engine.batcher import Batcher
+from bridge.engine.batcher import Batcher, BatchRules
 
 def make(settings):
     def load():
         print("loading", file=__import__("sys").stderr, flush=True)
         threading.Event().wait()
-    return Batcher("hanging", load, slots=1, rate=24000, block=1920, delay=0.1, queue_seconds=1)
+    return Batcher("hanging", load, rate=24000, block=1920, rules=BatchRules())
 """
 
 

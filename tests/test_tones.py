@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from bridge.audio.g711 import decode_alaw, decode_ulaw, encode_alaw, encode_ulaw
 from bridge.audio.resample import make_resampler
 from bridge.engine.tones import WORDS, TonesModel, encode, text_of
-from bridge.interfaces import Batch, BatchModel, Upsampling
+from bridge.interfaces import BatchModel, Upsampling
 from bridge.types import Block, Heard, Samples, Word
 
 DELAY = 6  # blocks
+ON = np.array([True])
 
 ids = st.integers(0, WORDS - 1)
 
@@ -34,10 +36,19 @@ def blocks_of(samples: Samples, *, upsampling: Upsampling = "filter") -> list[Bl
 def listen(blocks: Sequence[Block]) -> list[Heard]:
     """One row, alone."""
     model = TonesModel(1)
-    return [
-        model.step(Batch(block[None], np.array([True]), np.array([at == 0])))[0]
-        for at, block in enumerate(blocks)
-    ]
+    return [step(model, block[None], ON, ON & (at == 0))[0] for at, block in enumerate(blocks)]
+
+
+def step(
+    model: TonesModel,
+    pcm: npt.NDArray[np.float32],
+    active: npt.NDArray[np.bool_],
+    fresh: npt.NDArray[np.bool_],
+) -> dict[int, Heard]:
+    model.batch.pcm[:] = pcm
+    model.batch.active[:] = active
+    model.batch.fresh[:] = fresh
+    return model.step()
 
 
 def words_of(heard: Sequence[Heard]) -> list[Word]:
@@ -120,9 +131,8 @@ def test_words_come_out_after_the_delay_and_are_tentative_before() -> None:
 
 def test_a_shorter_delay_is_kept() -> None:
     model = TonesModel(1, delay_blocks=1)
-    on = np.ones(1, np.bool_)
     heard = [
-        model.step(Batch(block[None], on, on & (at == 0)))[0]
+        step(model, block[None], ON, ON & (at == 0))[0]
         for at, block in enumerate(blocks_of(encode([9])))
     ]
     assert [one.at for one in heard if one.words] == pytest.approx([0.32])
@@ -133,16 +143,18 @@ def test_listening_time_counts_active_steps() -> None:
     assert [one.at for one in heard] == pytest.approx([0.08, 0.16, 0.24])
 
 
-def test_a_pause_needs_silence_and_follows_its_words() -> None:
+def test_a_pause_needs_silence_and_says_what_is_still_to_come() -> None:
     line = np.concatenate([encode([1, 2]), silence(1.0), encode([3]), silence(1.0)])
     heard = listen(blocks_of(line))
-    assert not any(one.pause and one.tentative for one in heard)
     pauses = [round(one.at, 2) for one in heard if one.pause]
-    # The second word ends at 0.64 and is out at 1.12. The third one begins at 1.8 in the middle of
-    # a block; the last block that it fills ends at 2.0.
-    assert pauses[0] == 1.12
-    assert pauses[pauses.index(1.84) + 1] == 2.48
+    # The second word ends at 0.64. The third one begins at 1.8 in the middle of a block; the last
+    # block that it fills ends at 2.0.
+    assert pauses[0] == 1.04
+    assert pauses[pauses.index(1.84) + 1] == 2.4
     assert heard[-1].pause == 1.0
+    for one in heard:
+        assert one.settled == pytest.approx(one.at - 0.48)
+        assert all(word.end > one.settled for word in one.tentative)
 
 
 def test_silence_from_the_start_is_a_pause_after_400_ms() -> None:
@@ -200,12 +212,9 @@ def test_rows_hear_their_own_words_only(data: st.DataObject, seed: int) -> None:
                 active[slot] = True
                 fresh[slot] = not got[slot][-1]
                 pcm[slot] = left[slot][0].pop(0)
-        heard = model.step(Batch(pcm, active, fresh))
-        assert len(heard) == slots
-        for slot in range(slots):
-            if not active[slot]:
-                assert heard[slot] == Heard()
-                continue
+        heard = step(model, pcm, active, fresh)
+        assert list(heard) == np.flatnonzero(active).tolist()
+        for slot in heard:
             got[slot][-1].append(heard[slot])
             if not left[slot][0]:
                 left[slot].pop(0)
@@ -222,18 +231,17 @@ def test_a_fresh_row_has_forgotten_the_word_before() -> None:
     on, off = np.array([True, False]), np.zeros(2, np.bool_)
     pcm = np.zeros((2, 1920), np.float32)
     pcm[0] = blocks_of(encode([200]))[0]
-    assert model.step(Batch(pcm, on, on))[0].tentative
+    assert step(model, pcm, on, on)[0].tentative
     pcm[0] = 0
-    heard = [model.step(Batch(pcm, on, on if at == 0 else off))[0] for at in range(9)]
+    heard = [step(model, pcm, on, on if at == 0 else off)[0] for at in range(9)]
     assert words_of(heard) == []
-    assert heard[0] == Heard(at=0.08)
+    assert heard[0] == Heard(at=0.08, settled=pytest.approx(0.08 - 0.48))
 
 
 def test_other_multiples_of_the_line_rate() -> None:
     model = TonesModel(1, rate=16000, block=1280)
     blocks = make_resampler(8000, 16000, 1280).feed(np.concatenate([encode([31]), silence(0.8)]))
-    on = np.array([True])
-    heard = [model.step(Batch(b[None], on, on & (at == 0)))[0] for at, b in enumerate(blocks)]
+    heard = [step(model, b[None], ON, ON & (at == 0))[0] for at, b in enumerate(blocks)]
     assert texts(heard) == ["w031"]
 
 

@@ -89,3 +89,44 @@ def test_hanging_up_makes_everything_final() -> None:
 def test_partials_can_be_off() -> None:
     turns = Turns(TurnRules(partials=False))
     assert turns.hear(Heard(words=(HELLO,), tentative=(WORLD,), at=1.4)) == []
+
+
+def test_words_in_front_of_a_pause_are_waited_for_and_wanted_at_once() -> None:
+    """A model that hears the pause half a second before it has said the last word."""
+    turns = Turns(TurnRules())
+    turns.hear(Heard(words=(HELLO,), at=1.7, settled=1.2))
+    assert not turns.wants_flush
+    assert turns.hear(Heard(pause=0.9, at=2.0, settled=1.5)) == []
+    assert turns.wants_flush
+    assert turns.hear(Heard(pause=0.9, at=2.0, settled=1.6)) == []
+    assert not turns.wants_flush, "once for each pause"
+    assert [type(e) for e in turns.hear(Heard(words=(WORLD,), at=2.0, pause=0.9, settled=1.9))] == [
+        Partial
+    ]
+    assert turns.hear(Heard(pause=0.9, at=2.0, settled=2.0)) == [
+        Final(0, "hello world", (HELLO, WORLD))
+    ]
+    assert [type(e) for e in turns.hear(Heard(pause=0.9, at=2.4, settled=2.0))] == [EndOfTurn]
+
+
+def test_a_speaker_who_goes_on_before_the_words_are_out_has_not_paused() -> None:
+    turns = Turns(TurnRules())
+    turns.hear(Heard(words=(HELLO,), at=1.7, settled=1.2))
+    turns.hear(Heard(pause=0.9, at=2.0, settled=1.5))
+    assert turns.hear(Heard(pause=0.1, at=2.1, settled=2.1)) == []
+    turns.hear(Heard(pause=0.9, at=3.0, settled=2.5))
+    assert turns.wants_flush, "a pause of its own"
+    assert turns.hear(Heard(pause=0.9, at=3.0, settled=2.9)) == []
+
+
+def test_an_engine_that_holds_nothing_back_is_never_asked_to_flush() -> None:
+    turns = Turns(TurnRules())
+    turns.hear(Heard(words=(HELLO,), pause=1.0, at=1.4))
+    assert not turns.wants_flush
+
+
+def test_a_final_says_its_language() -> None:
+    turns = Turns(TurnRules(), lambda text: "fr" if "bonjour" in text else "")
+    bonjour = word("bonjour", 1.0)
+    events = turns.hear(Heard(words=(bonjour,), pause=1.0, at=1.4))
+    assert events == [Final(0, "bonjour", (bonjour,), "fr")]

@@ -97,6 +97,9 @@ class AmiEgress:
             log.warning("call %s: %s is not set: %s", event.call.id, variable, e)
 
 
+_OPTIONAL = ("Start", "End", "Confidence", "Language", "Reason", "Digit")
+
+
 def type_of(body: EventBody) -> str:
     """The event's `Type` header, which is also its name in ``ami.events``."""
     match body:
@@ -128,7 +131,7 @@ def transcript(event: CallEvent) -> list[tuple[str, str]]:
         "Seq": str(event.seq),
         "Turn": fields.get("Turn", ""),
         "Type": type_of(event.body),
-        **{key: fields.get(key, "") for key in ("Start", "End", "Confidence", "Reason", "Digit")},
+        **{key: fields.get(key, "") for key in _OPTIONAL},
         "Gap-Before": str(event.gap_before or ""),
         "Text": fields.get("Text", ""),  # the last, because it may be long
     }
@@ -137,8 +140,10 @@ def transcript(event: CallEvent) -> list[tuple[str, str]]:
 
 def _fields(body: EventBody) -> Fields:
     match body:
-        case Partial(turn, text, words) | Final(turn, text, words):
+        case Partial(turn, text, words):
             return {"Turn": str(turn), "Text": text, **_times(words)}
+        case Final(turn, text, words, language):
+            return {"Turn": str(turn), "Text": text, "Language": language, **_times(words)}
         case EndOfTurn(turn, text, start, end, reason):
             span = {"Start": f"{start:.2f}", "End": f"{end:.2f}"}
             return {"Turn": str(turn), "Text": text, "Reason": reason, **span}

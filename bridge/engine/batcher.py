@@ -2,8 +2,8 @@
 
 A step runs as soon as the last one is done and somebody has a block; a leg that fell behind
 catches up one block per step. The model is made, called and dropped on one thread only. A step
-that raises costs the model: it is made anew on a fresh thread, and legs go on with the audio that
-is still queued. After `MAX_FAILURES` within a minute the engine is not ready, and is tried again
+that raises costs the model: it is made anew on a fresh thread, and every leg is heard again from a
+few seconds back. After `MAX_FAILURES` within a minute the engine is not ready, and is tried again
 every `RETRY` seconds.
 """
 
@@ -14,14 +14,15 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-import numpy as np
-
+from bridge.config import EngineSettings
+from bridge.engine.budget import StepBudget
 from bridge.engine.slots import Plan, SlotLease, Slots
 from bridge.errors import Busy, EngineUnavailable
-from bridge.interfaces import Batch, BatchModel, Upsampling
+from bridge.interfaces import BatchModel, Upsampling
 from bridge.types import Heard
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,29 @@ MAX_FAILURES = 3  # in a minute
 RETRY = 5.0  # s
 
 
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """Settings of [engine]; see bridge/config.py. Seconds."""
+
+    queue_seconds: float = 10.0
+    replay_seconds: float = 12.0
+    step_budget: float | None = None
+    flush: bool = True
+
+
+def rules(settings: EngineSettings, budget: float | None = None) -> BatchRules:
+    """Those of the configuration. `budget`: what no setting means; 0 in the setting: no limit."""
+    limit = budget if settings.step_budget is None else settings.step_budget
+    return BatchRules(
+        settings.queue_seconds, settings.replay_seconds, limit or None, settings.flush
+    )
+
+
 class Batcher:
     """The local batch. Implements `bridge.interfaces.Recogniser`.
 
     `make` is called on the model's thread and may take long. `on_step` gets (seconds, rows).
+    `language` tells the language of a text.
     """
 
     upsampling: Upsampling = "filter"
@@ -43,29 +63,24 @@ class Batcher:
         name: str,
         make: Callable[[], BatchModel],
         *,
-        slots: int,
         rate: int,
         block: int,
-        delay: float,
-        queue_seconds: float,
+        rules: BatchRules,
+        language: Callable[[str], str] = lambda text: "",
         on_step: Callable[[float, int], None] = lambda seconds, rows: None,
     ) -> None:
         self.name = name
         self.rate = rate
         self.block = block
-        self.slots = slots
+        self.slots = 0  # until the model has said how many
         self.counters: Counter[str] = Counter()
         self.on_step = on_step
+        self.language = language
+        self.budget = StepBudget(rules.step_budget)
         self._make = make
+        self._rules = rules
         self._wake = asyncio.Event()
-        block_seconds = block / rate
-        self._table = Slots(
-            slots,
-            block_seconds=block_seconds,
-            delay=delay,
-            queue_blocks=max(2, round(queue_seconds / block_seconds)),
-            wake=self._wake.set,
-        )
+        self._table: Slots | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._model: BatchModel | None = None
         self._task: asyncio.Task[None] | None = None
@@ -74,7 +89,7 @@ class Batcher:
     @property
     def used(self) -> int:
         """Slots that are leased."""
-        return self._table.used
+        return self._table.used if self._table is not None else 0
 
     @property
     def ready(self) -> bool:
@@ -84,11 +99,26 @@ class Batcher:
     async def start(self) -> None:
         """Make the model. Raises `EngineUnavailable`."""
         try:
-            await self._load()
+            model = await self._load()
+        except EngineUnavailable:
+            await self._drop()
+            raise
         except Exception as e:
-            self._drop()
+            await self._drop()
             raise EngineUnavailable(f"the engine {self.name!r} cannot be loaded: {e}") from e
-        self._task = asyncio.create_task(self._run(), name=f"engine {self.name}")
+        self.slots = model.slots
+        block_seconds = self.block / self.rate
+        self._table = Slots(
+            model.slots,
+            block_seconds=block_seconds,
+            delay=model.delay,
+            queue_blocks=max(2, round(self._rules.queue_seconds / block_seconds)),
+            wake=self._wake.set,
+            keep_seconds=self._rules.replay_seconds,
+            flush=self._rules.flush,
+            counters=self.counters,
+        )
+        self._task = asyncio.create_task(self._run(self._table), name=f"engine {self.name}")
 
     async def close(self) -> None:
         """Stop stepping and free every slot."""
@@ -97,41 +127,49 @@ class Batcher:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        for lease in self._table.leases:
+        for lease in self._table.leases if self._table is not None else ():
             lease.evict()
-        self._drop()
+        await self._drop()
 
     def lease(self, heard: Callable[[Heard], None], done: Callable[[], None]) -> SlotLease:
         """A fresh slot. Raises `Busy`."""
-        if self._model is None:
+        if self._model is None or self._table is None:
             raise Busy("not ready", "the engine is not ready")
+        if self.budget.spent(time.monotonic()):
+            assert self.budget.limit is not None
+            raise Busy(
+                "overload",
+                f"steps of the engine take longer than {self.budget.limit * 1000:.0f} ms: "
+                "there is no time left for another leg",
+            )
         return self._table.lease(heard, done)
 
     # -- the loop ------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
+    async def _run(self, table: Slots) -> None:
         while True:
             await self._wake.wait()
-            plan = self._table.schedule()
+            plan = table.schedule()
             if not plan:
                 self._wake.clear()
                 continue
-            results: Sequence[Heard] = ()
+            results: Mapping[int, Heard] = {}
             if plan.rows:
                 stepped = await self._step(plan)
                 if stepped is None:
-                    self._table.abandon(plan)
+                    table.abandon(plan)
                     await self._reload()
                     continue
                 results = stepped
-            self._table.commit(plan, results)
+            table.commit(plan, results)
 
-    async def _step(self, plan: Plan) -> Sequence[Heard] | None:
+    async def _step(self, plan: Plan) -> Mapping[int, Heard] | None:
         assert self._model is not None
         model, began = self._model, time.perf_counter()
 
-        def step() -> Sequence[Heard]:
-            return model.step(_batch(plan, model))
+        def step() -> Mapping[int, Heard]:
+            _fill(model, plan)
+            return model.step()
 
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, step)
@@ -139,46 +177,66 @@ class Batcher:
             self.counters["step_errors"] += 1
             log.error("the engine's step failed, the engine is made anew: %r", e)
             return None
-        self.on_step(time.perf_counter() - began, len(plan.rows))
+        seconds = time.perf_counter() - began
+        self.budget.add(seconds, time.monotonic())
+        self.on_step(seconds, len(plan.rows))
         return results
 
-    async def _load(self) -> None:
-        self._drop()
+    async def _load(self) -> BatchModel:
+        await self._drop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{self.name}")
-        self._model = await asyncio.get_running_loop().run_in_executor(self._thread, self._make)
+        loop = asyncio.get_running_loop()
+        self._model = await loop.run_in_executor(self._thread, self._make)
+        return self._model
 
     async def _reload(self) -> None:
         """Until it works: at once, but not ready and slower when it keeps failing."""
         while True:
             self._failures.append(time.monotonic())
-            self._drop()
+            await self._drop()
             if len(self._failures) == MAX_FAILURES and self._failures[-1] - self._failures[0] < 60:
                 await asyncio.sleep(RETRY)
             try:
-                await self._load()
+                model = await self._load()
+                if model.slots < self.slots:
+                    raise EngineUnavailable(
+                        f"it has {model.slots} slots now and had {self.slots} before"
+                    )
             except Exception as e:
-                self._model = None
+                await self._drop()
                 self.counters["load_errors"] += 1
                 log.error("the engine cannot be made anew, next try in %.0f s: %r", RETRY, e)
             else:
                 self.counters["restarts"] += 1
                 return
 
-    def _drop(self) -> None:
-        self._model = None
+    async def _drop(self) -> None:
+        """Let go of the model, and wait until its memory is free for the next one."""
+        model, self._model = self._model, None
         if self._thread is not None:
             self._thread.shutdown(wait=False)
             self._thread = None
+        if model is not None:
+            # Not the model's own thread, in which a step may be under way.
+            closer = ThreadPoolExecutor(1, thread_name_prefix=f"close-{self.name}")
+            try:
+                await asyncio.get_running_loop().run_in_executor(closer, model.close)
+            except Exception:
+                log.exception("the engine could not be closed")
+            finally:
+                closer.shutdown(wait=False)
 
 
-def _batch(plan: Plan, model: BatchModel) -> Batch:
-    pcm = np.zeros((model.slots, model.block), np.float32)
-    active = np.zeros(model.slots, np.bool_)
-    fresh = np.zeros(model.slots, np.bool_)
+def _fill(model: BatchModel, plan: Plan) -> None:
+    batch = model.batch
+    batch.active[:] = False
+    batch.fresh[:] = False
+    batch.ending[:] = False
     for row in plan.rows:
         slot = row.lease.slot
-        active[slot] = True
-        fresh[slot] = row.fresh
-        if row.block is not None:
-            pcm[slot] = row.block
-    return Batch(pcm, active, fresh)
+        batch.active[slot] = True
+        batch.pcm[slot] = 0.0 if row.block is None else row.block
+        if row.fresh:
+            batch.fresh[slot] = True
+        if row.ending:
+            batch.ending[slot] = True

@@ -88,6 +88,10 @@ class Pocketsphinx:
     def ready(self) -> bool:
         return self._ready
 
+    def language(self, text: str) -> str:
+        """That of its model."""
+        return "en"
+
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable` after three attempts."""
         if platform.system() != "Linux":

@@ -98,6 +98,9 @@ class PocketsphinxLease:
             del self._queue[self._replay]
             self.dropped += 1
 
+    def flush(self) -> None:
+        """Nothing is held back: it tells of a pause together with the words before it."""
+
     def finish(self) -> None:
         if self._finished is None and not self._over:
             self._finished = self._loop.time()

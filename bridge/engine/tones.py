@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge.config import EngineSettings
-from bridge.engine.batcher import Batcher
+from bridge.engine.batcher import Batcher, rules
 from bridge.interfaces import Batch
 from bridge.types import Heard, Samples, Word
 
@@ -98,7 +98,9 @@ class _Row:
         words = []
         while self.waiting and self.waiting[0][0] <= self.steps:
             words.append(self.waiting.popleft()[1])
-        return Heard(tuple(words), self._tentative(), self._pause(), _seconds(self.steps))
+        at = _seconds(self.steps)
+        pause = float(_seconds(self.quiet) >= QUIET_SECONDS)
+        return Heard(tuple(words), self._tentative(), pause, at, at - _seconds(delay))
 
     def _word(self, said: int) -> Word:
         """The word that sounds, as far as it was heard."""
@@ -107,10 +109,6 @@ class _Row:
     def _tentative(self) -> tuple[Word, ...]:
         sounding = () if self.said is None else (self._word(self.said),)
         return (*(word for _, word in self.waiting), *sounding)
-
-    def _pause(self) -> float:
-        """Never before the words that it follows, or they would belong to the next turn."""
-        return float(_seconds(self.quiet) >= QUIET_SECONDS and not self.waiting)
 
 
 class TonesModel:
@@ -134,21 +132,23 @@ class TonesModel:
         self.rate = rate
         self.block = block
         self.delay = _seconds(delay_blocks)
+        self.batch = Batch.zeros(slots, block)
         self._delay = delay_blocks
         self._rows = [_Row() for _ in range(slots)]
 
-    def step(self, batch: Batch) -> list[Heard]:
+    def step(self) -> dict[int, Heard]:
         """See `BatchModel.step`."""
+        batch = self.batch
         for slot in np.flatnonzero(batch.fresh):
             self._rows[slot] = _Row()
-        heard = [_NOTHING] * self.slots
         active = np.flatnonzero(batch.active)
-        for slot, said in zip(active, _decide(batch.pcm[active]), strict=True):
-            heard[slot] = self._rows[slot].hear(said, self._delay)
-        return heard
+        return {
+            int(slot): self._rows[slot].hear(said, self._delay)
+            for slot, said in zip(active, _decide(batch.pcm[active]), strict=True)
+        }
 
-
-_NOTHING = Heard()
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 def _table() -> npt.NDArray[np.float32]:
@@ -186,9 +186,7 @@ def make(settings: EngineSettings) -> Batcher:
     return Batcher(
         "tones",
         lambda: TonesModel(slots),
-        slots=slots,
         rate=model.rate,
         block=model.block,
-        delay=model.delay,
-        queue_seconds=settings.queue_seconds,
+        rules=rules(settings),
     )
