@@ -15,7 +15,7 @@ MODULES = Path("/usr/lib/baresip/modules")
 STOP = 5.0  # s
 
 BARESIP = """
-sip_listen 127.0.0.1:{port}
+sip_listen 127.0.0.1:0
 audio_player aufile,{folder}/heard.wav
 audio_source aufile,{folder}/says.wav
 audio_alert aufile,{folder}/alert.wav
@@ -125,12 +125,11 @@ async def softphone(lab: Lab, folder: Path, wav: bytes, to: str) -> AsyncIterato
     home.mkdir()
     (home / "says.wav").write_bytes(wav)
     shutil.copy("/usr/share/baresip/ring.wav", home / "alert.wav")
-    (home / "config").write_text(
-        BARESIP.format(port=free_port(socket.SOCK_DGRAM), folder=home, modules=MODULES)
-    )
+    (home / "config").write_text(BARESIP.format(folder=home, modules=MODULES))
     (home / "accounts").write_text("<sip:alice@127.0.0.1>;regint=0;audio_codecs=PCMU\n")
     (home / "contacts").write_text("")
-    with (home / "log").open("wb") as log:
+    said = home / "log"
+    with said.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *("baresip", "-f", str(home), "-e", f"/dial sip:{to}@127.0.0.1:{lab.sip}"),
             stdin=asyncio.subprocess.PIPE,
@@ -139,6 +138,9 @@ async def softphone(lab: Lab, folder: Path, wav: bytes, to: str) -> AsyncIterato
         )
     try:
         yield Softphone(process)
+    except BaseException as e:
+        e.add_note(f"the softphone said: {said.read_text('utf-8', 'replace')[-3000:]}")
+        raise
     finally:
         assert process.stdin is not None
         process.stdin.close()
