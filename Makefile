@@ -1,5 +1,6 @@
 # make demo    the first minute: a recorded call, transcribed live (ASTERISK=1: through an Asterisk)
-# make test    all tests
+# make test    all tests (those of the Kyutai engine after make kyutai)
+# make kyutai  the Kyutai engine into .venv too: torch and moshi, 7 GB
 # make lint    ruff and mypy --strict
 # make soak    slow tests
 # make asterisk-lab   a real Asterisk 22 for tests/asterisk, in a directory of its own (root)
@@ -9,13 +10,15 @@ PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/.ready
 
-.PHONY: demo test lint soak asterisk-lab bench clean
+.PHONY: demo test kyutai lint soak asterisk-lab bench clean
 
 demo: $(READY)
 	@$(BIN)/callscribe demo $(if $(ASTERISK),--asterisk)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not soak and not gpu"
+
+kyutai: .venv/.kyutai
 
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak --timeout 1800
@@ -33,9 +36,14 @@ bench: $(READY)
 	$(BIN)/callscribe bench media --keepalive 1s --loop asyncio
 	$(BIN)/callscribe bench media
 	$(BIN)/callscribe bench churn
+	$(BIN)/callscribe bench engine
 
 $(READY): pyproject.toml .ci/venv
 	@.ci/venv $(PYTHON)
+
+.venv/.kyutai: $(READY)
+	@.ci/venv $(PYTHON) test,fast,rtp,kyutai,bench
+	@touch $@
 
 clean:
 	rm -rf .venv

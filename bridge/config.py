@@ -102,7 +102,8 @@ def _slots(value: object) -> object:
 
 def is_hub_name(model: str) -> bool:
     """``owner/name``; a directory of that name on this machine comes first."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII) is not None
+    part = r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?"  # as huggingface_hub's validate_repo_id has it
+    return re.fullmatch(f"{part}/{part}", model, re.ASCII) is not None
 
 
 def _model(value: str) -> str:
@@ -140,6 +141,7 @@ def _check_url(url: str, *, allow_insecure: bool) -> None:
 # NoDecode: host:port as it is also from the environment, not as JSON
 Listen = Annotated[Address, NoDecode, BeforeValidator(parse_address)]
 Networks = Annotated[list[str], AfterValidator(_networks)]
+Party = Literal["caller", "callee"]
 
 
 class _Section(BaseModel):
@@ -212,6 +214,96 @@ class AudioSocketSettings(_Listener):
     allow: Networks = Field(default_factory=list)  # empty: any address
 
 
+class PortRange(NamedTuple):
+    """UDP ports, both ends included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+def port_range(text: str) -> PortRange:
+    """``first-last``. Raises ValueError with what was expected."""
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdecimal() or not last.isdecimal():
+        raise ValueError(f'expected "first-last", for example "20000-20999", not {text!r}')
+    ports = PortRange(int(first), int(last))
+    if not 1024 <= ports.first <= ports.last <= 65535:
+        raise ValueError(f"expected ports from 1024 to 65535, the lower one first, not {ports}")
+    if ports.first + ports.first % 2 > ports.last:
+        raise ValueError(f"there is no even port in {ports}, and only these are used")
+    return ports
+
+
+def _ports(text: str) -> str:
+    return str(port_range(text))
+
+
+def _ip(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError(f"expected an IP address of this machine, not {value!r}") from None
+
+
+L16 = "(l16|l16le)/(8000|12000|16000|24000|32000|44100|48000)"
+CodecName = Annotated[str, Field(pattern=f"^(pcmu|pcma|g722|{L16})$")]
+TypeNumber = Annotated[str, Field(pattern="^([1-5]?[0-9]|6[0-3]|9[6-9]|1[01][0-9]|12[0-7])$")]
+TypeName = Annotated[str, Field(pattern=f"^(pcmu|pcma|g722|{L16}|telephone-event|cn)$")]
+
+
+class RtpSettings(_Section):
+    """[rtp]: absent section, no RTP. A port is opened for each leg that is announced."""
+
+    listen: Annotated[str, AfterValidator(_ip)] = "127.0.0.1"
+    ports: Annotated[str, AfterValidator(_ports)] = "20000-20999"
+    advertise: str | None = Field(default=None, pattern="^[A-Za-z0-9.:-]+$")  # None: as listen
+    allow_insecure: bool = False  # RTP in the clear on anything but loopback
+    require_srtp: bool = False
+    allow: Networks = Field(default_factory=list)  # peers; those not announced are learnt in it
+    codec: CodecName = "pcmu"  # of announcements that name none
+    payload_types: dict[TypeNumber, TypeName] = Field(default_factory=dict)  # by number
+    dtmf_type: int = Field(default=101, ge=0, le=127)  # telephone-event
+    timeout: float = Field(default=30.0, ge=1, le=3600)  # without any packet
+    jitter_floor: float = Field(default=0.02, ge=0, le=1)  # s that a missing packet is waited for
+    jitter_cap: float = Field(default=0.2, ge=0.02, le=2)
+    conceal: bool = True
+
+    @property
+    def address(self) -> str:
+        """What peers are told."""
+        return self.advertise or self.listen
+
+    @property
+    def learn(self) -> list[str]:
+        """Networks in which a peer without an announced address may be found."""
+        on_loopback = Address(self.listen, 0).loopback
+        return self.allow or (["127.0.0.0/8", "::1/128"] if on_loopback else [])
+
+    @model_validator(mode="after")
+    def _checks(self) -> RtpSettings:
+        insecure = not self.allow_insecure and not self.require_srtp
+        if insecure and not Address(self.listen, 0).loopback:
+            raise ValueError(
+                f"listen = {self.listen!r} is not loopback and RTP is in the clear; set "
+                "require_srtp = true, or allow_insecure = true if the network in between is trusted"
+            )
+        if self.address in ("0.0.0.0", "::"):
+            raise ValueError(f"listen = {self.listen!r} needs advertise, the address peers send to")
+        if self.jitter_floor > self.jitter_cap:
+            raise ValueError(
+                f"jitter_floor = {self.jitter_floor:g} is over jitter_cap = {self.jitter_cap:g}"
+            )
+        if 64 <= self.dtmf_type <= 95:
+            raise ValueError(
+                f"dtmf_type = {self.dtmf_type} cannot be told from RTCP (RFC 5761): expected 0 to "
+                "63 or 96 to 127"
+            )
+        return self
+
+
 class CallSettings(_Section):
     """[calls]"""
 
@@ -253,6 +345,89 @@ class AmiSettings(_Section):
             raise ValueError(
                 f"host = {self.host!r} is not loopback; set tls = true (port 5039), or "
                 "allow_insecure = true if the network in between is trusted"
+            )
+        return self
+
+
+class TapRule(_Section):
+    """One of ari.taps: calls of which a channel is all that is named here are listened to."""
+
+    context: str = ""  # with * and ?, as a file name
+    exten: str = ""  # as in the dialplan: 100, or a pattern such as _2XX
+    endpoint: str = ""  # with * and ?: PJSIP/trunk
+    legs: list[Party] = Field(default=["caller", "callee"], min_length=1)
+
+    @model_validator(mode="after")
+    def _something(self) -> TapRule:
+        if not (self.context or self.exten or self.endpoint):
+            raise ValueError(
+                'expected context, exten or endpoint; endpoint = "*" is every call there is'
+            )
+        return self
+
+
+class AriSettings(_Section):
+    """[ari]: absent section, no ARI."""
+
+    url: str = "http://127.0.0.1:8088/ari"
+    allow_insecure: bool = False  # http:// to anything but loopback
+    username: str = Field(min_length=1, pattern="^[^:]*$")  # of Basic authentication
+    password: SecretStr
+    app: str = Field(default="callscribe", pattern="^[A-Za-z0-9_-]{1,32}$")
+    form: Literal["dialplan", "external_media"] = "dialplan"
+    context: str = Field(default="callscribe-snoop", pattern="^[A-Za-z0-9_.-]{1,79}$")
+    # form external_media: where Asterisk reaches [audiosocket]; None: audiosocket.listen
+    audiosocket: Annotated[Address | None, NoDecode, BeforeValidator(parse_address)] = None
+    taps: list[TapRule] = Field(default_factory=list)
+    timeout: float = Field(default=5.0, gt=0, le=60)  # of connecting and of each request
+    ping_interval: float = Field(default=10.0, gt=0, le=300)
+
+    @model_validator(mode="after")
+    def _checks(self) -> AriSettings:
+        try:
+            parts = urlsplit(self.url)
+            host = parts.hostname if parts.port != 0 else None  # a port that is none raises
+        except ValueError:
+            host = None
+        if host is None or parts.scheme not in ("http", "https"):
+            # Not shown: a password may be in it.
+            raise ValueError("url: expected http://host:port/ari")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("url: put username and password in settings of their own")
+        if parts.scheme == "http" and not Address(host, 0).loopback and not self.allow_insecure:
+            raise ValueError(
+                "url: http:// to a host that is not loopback sends the password in the clear; use "
+                "https:// (tlsenable in http.conf), or set allow_insecure = true if the network in "
+                "between is trusted"
+            )
+        return self
+
+
+class EslSettings(_Section):
+    """[esl]: absent section, no FreeSWITCH."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8021, ge=1, le=65535)
+    allow_insecure: bool = False  # the event socket has no TLS
+    # user@domain of the directory; empty: the password alone
+    username: str = Field(default="", pattern=r"^([A-Za-z0-9._-]+@[A-Za-z0-9._-]+)?$")
+    password: SecretStr
+    events: list[Literal["started", "partial", "final", "turn", "dtmf", "ended", "refused"]] = [
+        "started", "partial", "final", "turn", "ended", "refused",
+    ]  # fmt: skip
+    set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
+    timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each command
+    ping_interval: float = Field(default=10.0, gt=0, le=300)
+
+    @model_validator(mode="after")
+    def _checks(self) -> EslSettings:
+        password = self.password.get_secret_value()
+        if not password or not password.isprintable():  # a line feed would end the command
+            raise ValueError("password: expected one line of printable characters")
+        if not self.allow_insecure and not Address(self.host, 0).loopback:
+            raise ValueError(
+                f"host = {self.host!r} is not loopback and FreeSWITCH's event socket has no TLS; "
+                "set allow_insecure = true if the network in between is trusted"
             )
         return self
 
@@ -303,9 +478,12 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     turns: TurnSettings = TurnSettings()
     audiosocket: AudioSocketSettings | None = None
+    rtp: RtpSettings | None = None
     calls: CallSettings = CallSettings()
     http: HttpSettings = HttpSettings()
     ami: AmiSettings | None = None
+    ari: AriSettings | None = None
+    esl: EslSettings | None = None
     webhook: list[WebhookSettings] = Field(default_factory=list)
     log: LogSettings = LogSettings()
     service: ServiceSettings = ServiceSettings()
@@ -313,11 +491,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _together(self) -> Settings:
         if self.audiosocket and self.audiosocket.admission == "announced":
-            if self.http.token is None and self.ami is None:
+            if self.http.token is None and self.ami is None and self.ari is None:
                 raise ValueError(
                     'audiosocket.admission = "announced" needs http.token (for POST /calls) '
                     "or an [ami] section, or nobody can announce a call"
                 )
+        if self.ari is not None:
+            _check_arrival(self.ari, self.audiosocket)
         names = [hook.name or urlsplit(hook.url).hostname for hook in self.webhook]
         for name in names:
             if names.count(name) > 1:  # metrics and message ids could not tell them apart
@@ -334,6 +514,18 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings  # environment over file
+
+
+def _check_arrival(ari: AriSettings, audiosocket: AudioSocketSettings | None) -> None:
+    """What ARI taps arrives at [audiosocket]. Raises ValueError where it could not."""
+    if audiosocket is None:
+        raise ValueError("[ari] needs an [audiosocket] section: what it taps arrives there")
+    anywhere = audiosocket.listen.host in ("0.0.0.0", "::")
+    if ari.form == "external_media" and ari.audiosocket is None and anywhere:
+        raise ValueError(
+            f'ari.form = "external_media" with audiosocket.listen = {str(audiosocket.listen)!r} '
+            "needs ari.audiosocket, the address at which Asterisk reaches it"
+        )
 
 
 def load(path: str | Path | None) -> Settings:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bridge import listeners
+from bridge import doctor_kyutai, listeners
 from bridge.config import Address, AudioSocketSettings, EngineSettings, Settings
 from bridge.doctor_report import Finding, failed, ok, warning
 from bridge.engine.choice import build, choose
@@ -112,9 +112,9 @@ async def _get(address: Address) -> bytes:
 
 async def engine(settings: EngineSettings, probe: Sequence[str] = PROBE) -> list[Finding]:
     """Which recogniser, why, and whether it could be started. Loads no model."""
-    choice = choose(settings)
+    choice = await asyncio.to_thread(choose, settings)
     try:
-        recogniser = build(settings)
+        recogniser = build(settings, choice)
     except EngineUnavailable as e:
         return [failed("engine", str(e), 'install it, or set engine.kind = "auto"')]
     except Exception as e:  # a function of the user's own may raise anything
@@ -124,9 +124,14 @@ async def engine(settings: EngineSettings, probe: Sequence[str] = PROBE) -> list
         problem = await _pocketsphinx(probe)
         if problem is not None:
             return [problem]
-    found = f"{recogniser.name}, {recogniser.slots} slots: {choice.why}"
+    slots = recogniser.slots or settings.slots  # some engines know only when they are started
+    found = f"{recogniser.name}{'' if slots == 'auto' else f', {slots} slots'}: {choice.why}"
     if choice.kind == "tones":
         return [warning("engine", f"{found}; it hears no speech", 'set engine.kind = "auto"')]
+    if choice.kind == "kyutai":
+        return [ok("engine", found), *await asyncio.to_thread(doctor_kyutai.check, settings)]
+    if settings.kind == "auto" and await asyncio.to_thread(doctor_kyutai.unused, settings):
+        return [warning("engine", found, "a GPU is there and idle")]
     return [ok("engine", found)]
 
 

@@ -72,12 +72,10 @@ def test_the_minimal_file_loads(tmp_path: Path) -> None:
 
 def test_sections_of_features_that_do_not_exist_are_unknown(tmp_path: Path) -> None:
     path = tmp_path / "bridge.toml"
-    path.write_text(
-        MINIMAL + '[rtp]\nlisten = "127.0.0.1"\n[websocket]\nlisten = "127.0.0.1:8080"\n'
-    )
+    path.write_text(MINIMAL + '[websocket]\nlisten = "127.0.0.1:8080"\n')
     with pytest.raises(ConfigError) as e:
         load(path)
-    assert e.value.problems == [f"rtp: {UNKNOWN}", f"websocket: {UNKNOWN}"]
+    assert e.value.problems == [f"websocket: {UNKNOWN}"]
 
 
 def test_without_a_file_there_are_defaults() -> None:
@@ -123,12 +121,38 @@ def test_a_file_that_is_not_toml(content: bytes, tmp_path: Path) -> None:
         ({"engine": 3}, "engine: expected a table, such as [engine]"),
         ({"webhook": {"url": "x"}}, "webhook: expected a list; of tables, [[webhook]]"),
         ({"engine": {"kind": "whisper"}},
-         "engine: kind: expected auto, pocketsphinx, tones or 'module:function', not 'whisper'"),
+         "engine: kind: expected auto, kyutai, pocketsphinx, tones or 'module:function', "
+         "not 'whisper'"),
         ({"engine": {"slots": "many"}},
          "engine.slots: expected 1 to 100000 or \"auto\", not 'many'"),
         ({"engine": {"slots": 0}}, 'engine.slots: expected 1 to 100000 or "auto", not 0'),
         ({"engine": {"slots": 1.5}}, 'engine.slots: expected 1 to 100000 or "auto", not 1.5'),
         ({"engine": {"slots": True}}, 'engine.slots: expected 1 to 100000 or "auto", not True'),
+        ({"engine": {"model": "stt-1b"}},
+         'engine.model: expected "owner/name" as on the hub, or a directory such as "/srv/stt-1b" '
+         "or \"./stt-1b\", not 'stt-1b'"),
+        ({"engine": {"model": "https://huggingface.co/kyutai/stt-1b-en_fr"}},
+         'engine.model: expected "owner/name" as on the hub, or a directory such as "/srv/stt-1b" '
+         "or \"./stt-1b\", not 'https://huggingface.co/kyutai/stt-1b-en_fr'"),
+        ({"engine": {"model": "kyutai/a..b"}},
+         'engine.model: expected "owner/name" as on the hub, or a directory such as "/srv/stt-1b" '
+         "or \"./stt-1b\", not 'kyutai/a..b'"),
+        ({"engine": {"revision": ""}},
+         "engine.revision: string should have at least 1 character"),
+        ({"engine": {"device": "gpu"}},
+         'engine.device: expected "auto", "cuda", "cuda:" and a number, or "cpu", not \'gpu\''),
+        ({"engine": {"device": "cuda:"}},
+         'engine.device: expected "auto", "cuda", "cuda:" and a number, or "cpu", not \'cuda:\''),
+        ({"engine": {"dtype": "int8"}},
+         "engine.dtype: input should be 'auto', 'bfloat16', 'float16' or 'float32'"),
+        ({"engine": {"replay_seconds": 61}},
+         "engine.replay_seconds: input should be less than or equal to 60"),
+        ({"engine": {"step_timeout": 0}},
+         "engine.step_timeout: input should be greater than or equal to 0.5"),
+        ({"engine": {"step_budget": -1}},
+         "engine.step_budget: input should be greater than or equal to 0"),
+        ({"engine": {"watchdog": -1}},
+         "engine.watchdog: input should be greater than or equal to 0"),
         ({"turns": {"threshold": 0}}, "turns.threshold: input should be greater than 0"),
         ({"audiosocket": {"listen": 9092}},
          'audiosocket.listen: expected "host:port", for example "127.0.0.1:9092", not 9092'),
@@ -195,6 +219,9 @@ def test_every_wrong_key_has_its_line() -> None:
         {"ami": AMI | {"host": "10.1.1.1", "tls": True, "port": 5039}},
         hook(url="http://10.1.1.1/", allow_insecure=True, previous_secret=SECRET),
         {"engine": {"kind": "my.engine:make", "slots": "auto"}},
+        {"engine": {"kind": "kyutai", "model": "/srv/stt", "device": "cuda:1", "dtype": "float16"}},
+        {"engine": {"model": "~/stt", "revision": "refs/pr/1", "step_budget": 0, "threads": 8}},
+        {"engine": {"model": "./stt-1b", "watchdog": 0, "replay_seconds": 0, "reserve_gb": 0}},
     ],
 )
 def test_what_is_right_is_taken(data: dict[str, Any]) -> None:

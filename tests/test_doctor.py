@@ -23,6 +23,7 @@ from fake_ami import FakeAmi, Pairs, Received
 from bridge import cli, config, doctor, doctor_ami, doctor_local, doctor_versions, doctor_webhook
 from bridge.config import Address, AmiSettings, EngineSettings, Settings, WebhookSettings
 from bridge.doctor_report import Finding, Report, failed, ok, warning
+from bridge.engine import device
 
 SECRET = "whsec_" + "b2xk" * 8
 AMI_SECRET = "s3cret"
@@ -33,6 +34,16 @@ VERSION = "22.10.1+dfsg+~cs6.17.60671434-1"
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("BRIDGE_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has: what doctor says of one is in test_doctor_kyutai."""
+
+    def none() -> tuple[device.Gpu, ...]:
+        raise device.NoGpu("there is no NVIDIA driver")
+
+    monkeypatch.setattr(device, "gpus", none)
 
 
 def only(findings: Sequence[Finding], status: str) -> list[Finding]:
@@ -271,7 +282,8 @@ def python(code: str) -> list[str]:
 async def test_pocketsphinx_as_it_is_installed() -> None:
     (finding,) = await doctor_local.engine(EngineSettings(slots=3))
     assert finding.status == "ok"
-    assert finding.found.startswith("pocketsphinx, 3 slots: engine.kind is auto")
+    assert finding.found.startswith("pocketsphinx, 3 slots: engine.kind is auto, and for kyutai ")
+    assert "there is no NVIDIA driver" in finding.found
 
 
 async def test_pocketsphinx_that_cannot_be_imported() -> None:
@@ -306,6 +318,7 @@ async def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) ->
 async def test_tones_hear_no_speech() -> None:
     (finding,) = await doctor_local.engine(EngineSettings(kind="tones", slots=2))
     assert finding.status == "warning"
+    assert finding.found.startswith("tones, 2 slots: ")
     assert "hears no speech" in finding.found
 
 

@@ -29,7 +29,7 @@ OURS: dict[str, str] = {
     "bridge.contract": PURE,
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
-    "bridge.ingress.*": f"{PURE} bridge.audio.g711 bridge.audio",
+    "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
     "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
@@ -59,7 +59,8 @@ PURE_MODULES = """
     bridge.types bridge.errors bridge.interfaces bridge.audio.* bridge.turns bridge.accuracy
     bridge.contract bridge.script bridge.ingress.* bridge.engine.slots bridge.engine.align
     bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
-    bridge.engine.pauses
+    bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
+    bridge.engine.checkpoint_memory
     bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text
 """
@@ -87,10 +88,10 @@ OWNERS = {
     "sentencepiece": "bridge.engine.kyutai_*",
     "huggingface_hub": "bridge.engine.checkpoint",
     "py3langid": "bridge.engine.language",
-    "G722": "bridge.audio.codecs",
+    "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
     "matplotlib": "bridge.bench.*",
-    "dpkt": "bridge.capture",
+    "dpkt": "bridge.capture bridge.capture_*",
 }
 
 

@@ -56,7 +56,8 @@ def _ulaw_codes() -> npt.NDArray[np.uint8]:
     magnitude = np.minimum(_magnitudes(13), _ULAW_MAX) + _ULAW_BIAS
     segment = _segments(magnitude, 6)
     code = segment << 4 | magnitude >> segment + 1 & 15 | np.where(_LEVELS < 0, 0x80, 0)
-    return (~code & 0xFF).astype(np.uint8)
+    codes: npt.NDArray[np.uint8] = (~code & 0xFF).astype(np.uint8)
+    return codes
 
 
 def _alaw_codes() -> npt.NDArray[np.uint8]:
@@ -64,7 +65,9 @@ def _alaw_codes() -> npt.NDArray[np.uint8]:
     magnitude = _magnitudes(11)  # without A-law's lowest bit, which decides nothing
     segment = _segments(magnitude, 4)
     code = segment << 4 | magnitude >> np.maximum(segment - 1, 0) & 15
-    return ((code | np.where(_LEVELS < 0, 0, 0x80)) ^ 0x55).astype(np.uint8)
+    signed = (code | np.where(_LEVELS < 0, 0, 0x80)) ^ 0x55
+    codes: npt.NDArray[np.uint8] = signed.astype(np.uint8)
+    return codes
 
 
 _ULAW_VALUES, _ALAW_VALUES = _ulaw_values(), _alaw_values()

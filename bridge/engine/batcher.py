@@ -92,6 +92,11 @@ class Batcher:
         return self._table.used if self._table is not None else 0
 
     @property
+    def model(self) -> BatchModel | None:
+        """The model, while there is one. Its thread is another."""
+        return self._model
+
+    @property
     def ready(self) -> bool:
         """A model is loaded and has not just failed."""
         return self._model is not None
