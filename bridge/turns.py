@@ -31,8 +31,8 @@ class TurnRules:
 class Turns:
     """The state of one speaker's turns. Turns count from 0.
 
-    `language` tells the language of a final's text. `wants_flush` is set by the `hear` in which a
-    pause begins before everything in front of it has been said.
+    `language` tells the language of a final's text. `wants_flush` says after each `hear` whether
+    something in front of the present pause has not been said yet.
     """
 
     __slots__ = (
@@ -72,11 +72,14 @@ class Turns:
     def _pause(self, heard: Heard) -> None:
         bar = self._rules.threshold - (self._rules.hysteresis if self._paused else 0.0)
         paused = heard.pause >= bar
-        begins = paused and not self._paused
-        if begins:
+        if paused and (not self._paused or self._goes_on(heard)):
             self._quiet_from = heard.at
-        self.wants_flush = begins and heard.settled < heard.at
+        self.wants_flush = paused and heard.settled < self._quiet_from - ROUNDING
         self._paused = paused
+
+    def _goes_on(self, heard: Heard) -> bool:
+        """A word that ends after the pause began: it was none, however sure the model still is."""
+        return bool(heard.words) and heard.words[-1].end > self._quiet_from + ROUNDING
 
     def finish(self) -> list[TranscriptEvent]:
         """The leg is over: whatever is still open."""

@@ -56,6 +56,12 @@ def test_the_same_word_twice_is_two_words() -> None:
     assert texts(replay.new(again)) == ["no"]
 
 
+def test_a_word_repeated_fast_is_met_where_the_replay_begins() -> None:
+    said = [word("no", at, 0.16) for at in (1.0, 1.24, 1.48)]
+    again = [word("no", at, 0.16) for at in (1.24, 1.48, 1.72, 1.96)]
+    assert [w.start for w in Replay(said).new(again)] == [1.72, 1.96]
+
+
 def test_guesses_at_what_was_said_are_left_out() -> None:
     replay = Replay(SAID)
     guesses = [word("cancel", 1.92), word("my", 2.2)]

@@ -65,3 +65,21 @@ def test_without_a_limit_nothing_is_counted(seconds: float) -> None:
     budget = StepBudget(None)
     now = feed(budget, 0.0, 20.0, seconds)
     assert not budget.spent(now)
+
+
+@pytest.mark.parametrize("step", [0.05, 0.5, 1.1, 3.0, 9.0])
+def test_the_slowest_steps_close_it_too(step: float) -> None:
+    """Three of them do not fit into two seconds."""
+    budget = StepBudget(0.04)
+    now = feed(budget, 0.0, 10 * step, step)
+    assert budget.spent(now)
+    assert not budget.spent(now + 3 * step + 2.1)
+
+
+def test_a_step_that_does_not_come_back_closes_it() -> None:
+    budget = StepBudget(0.04)
+    budget.begin(5.0)
+    assert not budget.spent(5.3)
+    assert budget.spent(5.5)
+    budget.add(0.6, 5.6)
+    assert not budget.spent(5.6), "one hiccup"

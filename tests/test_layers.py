@@ -45,12 +45,23 @@ OURS: dict[str, str] = {
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
-    "bridge.http.*": f"{IO} bridge.metrics",
+    "bridge.media": f"{PURE} bridge.ingress.*",
+    "bridge.media_ports": f"{IO} bridge.transport.*",
+    "bridge.http.*": f"{IO} bridge.metrics bridge.media bridge.ingress.rtp_types",
     "bridge.caller": f"{IO} bridge.script",
-    "bridge.client": f"{IO} bridge.caller bridge.recording bridge.script",
+    "bridge.rtp_script": f"{PURE} bridge.audio.* bridge.ingress.* bridge.script",
+    "bridge.rtp_caller": f"{IO} bridge.caller bridge.rtp_script",
+    "bridge.capture_file": "bridge.errors",
+    "bridge.capture": "bridge.errors bridge.audio.* bridge.ingress.* bridge.capture_file",
+    "bridge.announcing": IO,
+    "bridge.rtp_call": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.ingress.* "
+    "bridge.recording bridge.rtp_caller bridge.rtp_script",
+    "bridge.client_rtp": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.rtp_call "
+    "bridge.rtp_caller bridge.rtp_script",
+    "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor",
+        "desk", "server", "rtp_user", "taps", "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor",
         "doctor_*", "bench.*",
     )},
 }  # fmt: skip
@@ -62,7 +73,8 @@ PURE_MODULES = """
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
     bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
-    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text
+    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
+    bridge.rtp_script bridge.capture bridge.capture_file
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -79,7 +91,7 @@ OWNERS = {
     "prometheus_client": "bridge.metrics",
     "pocketsphinx": "bridge.engine.pocketsphinx_worker",
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
-    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.doctor*",
+    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari* bridge.doctor*",
     "uvloop": "bridge.worker",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
@@ -91,7 +103,6 @@ OWNERS = {
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
     "matplotlib": "bridge.bench.*",
-    "dpkt": "bridge.capture bridge.capture_*",
 }
 
 

@@ -172,6 +172,23 @@ def test_the_noise_floor_falls_half_the_way_in_a_block() -> None:
     assert speech_in([*noise, dip, -34.5])[-1] is True
 
 
+def test_digital_silence_does_not_move_the_noise_floor() -> None:
+    """That of a flush: or a noisy line would be speech after it, and pause and flush for ever."""
+    speech = Speech(1, BLOCK)
+    rng = np.random.default_rng(4)
+    line = [10 ** (-4.5 + rng.uniform(-0.3, 0.3)) for _ in range(100)]  # uneven, -45 dBFS
+
+    def hear(energy: float, fresh: bool = False) -> bool:
+        return bool(speech.hear(np.array([energy], np.float32), YES, np.array([fresh]))[0])
+
+    for at, energy in enumerate(line):
+        before = hear(energy, fresh=at == 0)
+    assert not before, "it is noise by now"
+    for _ in range(7):
+        assert not hear(0.0)
+    assert not any(hear(energy) for energy in line)
+
+
 def test_the_noise_floor_rises_two_decibels_a_second() -> None:
     uneven = [-44.0, -40.0] * 100  # from -58; speech until the floor is at -48, then at -52
     heard = speech_in(uneven)

@@ -288,6 +288,74 @@ def test_a_flush_again_at_once_costs_nothing() -> None:
     assert slots.counters["flushes"] == 1
 
 
+def test_a_row_that_is_behind_hears_its_own_audio_before_a_flush() -> None:
+    slots, model = table(), Echo(3)
+    caller = Caller(slots)
+    for value in range(1, 9):
+        caller.push(value)
+    run(slots, model)
+    for value in (9.0, 10.0, 11.0):
+        caller.push(value)
+    caller.lease.flush()
+    assert run(slots, model) == 3
+    caller.lease.flush()
+    assert run(slots, model) == DELAY + 1
+
+
+@pytest.mark.parametrize("later", [0, 1, 5])
+def test_audio_that_breaks_the_model_some_steps_later_is_given_up(later: int) -> None:
+    """Or one leg would cost everybody the engine for ever."""
+    slots, model = table(), Echo(3)
+    bad, good = Caller(slots), Caller(slots)
+    for value in range(1, 41):
+        bad.push(value)
+        good.push(100 + value)
+    bad.lease.finish(), good.lease.finish()
+    failures = steps = 0
+    heard = -1  # steps since the row heard block 20
+    while plan := slots.schedule():
+        for row in plan.rows:
+            if row.lease is bad.lease:
+                twenty = row.block is not None and row.block[0] == 20.0
+                heard = 0 if twenty else -1 if row.fresh else heard + (heard >= 0)
+        if heard == later:
+            failures += 1
+            slots.abandon(plan)
+            model, heard = Echo(3), -1
+            continue
+        slots.commit(plan, model.step(plan))
+        steps += 1
+        assert steps < 2000
+    assert failures <= 6
+    assert (bad.done, good.done, slots.used) == (1, 1, 0)
+    assert good.lease.dropped <= bad.lease.dropped + 1
+
+
+def test_a_model_that_is_lost_in_a_drain_again_and_again_costs_that_leg_only() -> None:
+    slots = table(1)
+    caller = Caller(slots)
+    caller.push(1.0)
+    caller.lease.finish()
+    failures = 0
+    while plan := slots.schedule():
+        if plan.rows and plan.rows[0].block is None:
+            failures += 1
+            slots.abandon(plan)
+        else:
+            slots.commit(plan, {})
+    assert (failures, caller.done, slots.used) == (MAX_TRIES, 1, 0)
+
+
+def test_a_lease_that_is_over_holds_no_audio() -> None:
+    slots, model = table(), Echo(3)
+    caller = Caller(slots)
+    for value in range(1, 9):
+        caller.push(value)
+    run(slots, model)
+    caller.lease.evict()
+    assert not (caller.lease.queue or caller.lease._kept or caller.lease._again)
+
+
 def test_without_the_setting_nothing_is_flushed() -> None:
     slots = Slots(1, block_seconds=0.08, delay=0.24, queue_blocks=100, flush=False)
     caller = Caller(slots)

@@ -99,13 +99,14 @@ def test_words_in_front_of_a_pause_are_waited_for_and_wanted_at_once() -> None:
     assert turns.hear(Heard(pause=0.9, at=2.0, settled=1.5)) == []
     assert turns.wants_flush
     assert turns.hear(Heard(pause=0.9, at=2.0, settled=1.6)) == []
-    assert not turns.wants_flush, "once for each pause"
+    assert turns.wants_flush, "the lease may have had reasons to wait"
     assert [type(e) for e in turns.hear(Heard(words=(WORLD,), at=2.0, pause=0.9, settled=1.9))] == [
         Partial
     ]
     assert turns.hear(Heard(pause=0.9, at=2.0, settled=2.0)) == [
         Final(0, "hello world", (HELLO, WORLD))
     ]
+    assert not turns.wants_flush
     assert [type(e) for e in turns.hear(Heard(pause=0.9, at=2.4, settled=2.0))] == [EndOfTurn]
 
 
@@ -130,3 +131,40 @@ def test_a_final_says_its_language() -> None:
     bonjour = word("bonjour", 1.0)
     events = turns.hear(Heard(words=(bonjour,), pause=1.0, at=1.4))
     assert events == [Final(0, "bonjour", (bonjour,), "fr")]
+
+
+def test_a_pause_that_stays_high_over_words_was_none() -> None:
+    """Heads that are slow to see that somebody speaks: ten words are not ten turns."""
+    turns = Turns(TurnRules())
+    kinds: list[type] = []
+    for i in range(60):
+        at = 0.08 * (i + 1)
+        said = tuple(
+            word(f"w{k}", 0.4 * k, 0.2) for k in range(10) if abs(0.4 * k + 0.64 - at) < 0.04
+        )
+        kinds += [type(e) for e in turns.hear(Heard(said, (), 1.0, at, at - 0.48))]
+    assert kinds.count(EndOfTurn) <= 5
+    turns = Turns(TurnRules())
+    ends = []
+    for i in range(40):  # high until the second word is out
+        at = 0.08 * (i + 1)
+        said = tuple(
+            word(f"w{k}", 0.4 * k, 0.2) for k in range(4) if abs(0.4 * k + 0.64 - at) < 0.04
+        )
+        pause = 1.0 if at < 1.1 or at > 2.6 else 0.0
+        ends += [e for e in turns.hear(Heard(said, (), pause, at, at - 0.48))
+                 if isinstance(e, EndOfTurn)]  # fmt: skip
+    assert [e.text for e in ends] == ["w0 w1 w2 w3"]
+
+
+def test_a_dip_of_the_pause_does_not_put_the_turns_end_off() -> None:
+    """The flush that follows a dip may be refused, and is asked for again."""
+    turns = Turns(TurnRules())
+    turns.hear(Heard((HELLO,), (), 0.9, 1.5, 1.5))
+    turns.hear(Heard(pause=0.1, at=1.58, settled=1.0))
+    wanted = []
+    for i in range(4):
+        turns.hear(Heard(pause=0.9, at=1.66 + 0.08 * i, settled=1.1 + 0.08 * i))
+        wanted.append(turns.wants_flush)
+    assert all(wanted)
+    assert [type(e) for e in turns.hear(Heard(pause=0.9, at=2.0, settled=2.0))] == [EndOfTurn]

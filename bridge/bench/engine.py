@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ from bridge.types import Block, Heard
 BLOCK = 0.08  # s
 BUDGETS = (0.04, 0.08)  # s
 FLUSHES = 5
+PATIENCE = 1800.0  # s
+MOST_STEPS = 1000  # that the queues hold
 DEFAULT_SLOTS = {"cuda": (1, 8, 64, 128, 256, 400, 600, 800, 1000, 1100), "cpu": (1, 2, 4, 8)}
 TARGET = "bridge.engine.kyutai_measure:make"
 RAW = np.float32(0.5)  # bridge.engine.kyutai_measure.RAW; that module imports torch
@@ -131,7 +134,7 @@ async def _rung(args: argparse.Namespace, kind: str, slots: int, fill: int) -> R
         model = engine.model
         assert isinstance(model, kyutai_engine.KyutaiModel)
         rung.slot_bytes = model.facts.slot_bytes
-        await _work(engine, model.batch.pcm, rung, args.steps)
+        await _work(engine, model.batch.pcm, rung, min(args.steps, MOST_STEPS))
         if rung.p99 < BLOCK:
             await _live(engine, rung, args.live)
         await _flush(engine, rung)
@@ -183,7 +186,8 @@ async def _work(engine: Batcher, pcm: Block, rung: Rung, steps: int) -> None:
     for _ in range(warm + steps + 1):
         for lease in legs.leases:
             lease.push(block)
-    await done.wait()
+    async with asyncio.timeout(PATIENCE):
+        await done.wait()
     elapsed = time.perf_counter() - began
     engine.on_step = lambda seconds, rows: None
     legs.leave()
@@ -240,7 +244,8 @@ async def _one_flush(engine: Batcher) -> float:
     lease = engine.lease(told, lambda: None)
     for _ in range(blocks):
         lease.push(block)
-    seconds = await taken
+    async with asyncio.timeout(PATIENCE):
+        seconds = await taken
     lease.evict()
     return seconds
 
@@ -262,7 +267,7 @@ def _print_machine(rung: Rung, args: argparse.Namespace) -> None:
 
 
 def _print_rung(rung: Rung, first: Rung) -> None:
-    single = float(np.mean(first.raw)) * rung.slots / first.slots
+    loops = float(np.mean(first.raw)) * rung.slots / rung.cycle if first.slots == 1 else math.nan
     waits = (
         f"{np.median(rung.waits) * 1e3:.1f}/{np.percentile(rung.waits, 99) * 1e3:.1f} ms"
         if rung.waits
@@ -272,7 +277,7 @@ def _print_rung(rung: Rung, first: Rung) -> None:
         f"{rung.slots:5d}  {rung.step * 1e3:7.2f} ms  {rung.p99 * 1e3:7.2f}"
         f"  {np.mean(rung.raw) * 1e3:8.2f}  {rung.overhead:8.1%}  {rung.host * 1e6:7.0f}"
         f"  {rung.floor * 1e3:5.2f}  {rung.floor / rung.step:8.0%}"
-        f"  {BLOCK / rung.step:11.2f}  {single / rung.cycle:14.1f}×"
+        f"  {BLOCK / rung.step:11.2f}  {loops:14.1f}×"
         f"  {rung.machine['used'] / 1e9:4.1f} GB  {np.median(rung.flushes) * 1e3:5.0f} ms  {waits}",
         flush=True,
     )

@@ -54,11 +54,11 @@ class Replay:
         return True
 
     def _match(self, letters: str, start: float) -> int | None:
-        rest = range(self._next, len(self._said))
-        for i in rest:
-            if self._said[i][0] == letters and abs(self._said[i][1] - start) <= SAME_TEXT:
-                return i
-        return next((i for i in rest if abs(self._said[i][1] - start) <= SAME_TIME), None)
+        apart = {i: abs(self._said[i][1] - start) for i in range(self._next, len(self._said))}
+        same = [i for i in apart if apart[i] <= SAME_TEXT and self._said[i][0] == letters]
+        if same:  # where a replay begins, the nearest: "no no no" may be met in the middle
+            return same[0] if self._next else min(same, key=apart.__getitem__)
+        return next((i for i in apart if apart[i] <= SAME_TIME), None)
 
 
 def _letters(text: str) -> str:

@@ -85,6 +85,7 @@ class Batcher:
         self._model: BatchModel | None = None
         self._task: asyncio.Task[None] | None = None
         self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
+        self._closed = False
 
     @property
     def used(self) -> int:
@@ -127,6 +128,7 @@ class Batcher:
 
     async def close(self) -> None:
         """Stop stepping and free every slot."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -154,19 +156,28 @@ class Batcher:
     async def _run(self, table: Slots) -> None:
         while True:
             await self._wake.wait()
-            plan = table.schedule()
-            if not plan:
-                self._wake.clear()
-                continue
-            results: Mapping[int, Heard] = {}
-            if plan.rows:
-                stepped = await self._step(plan)
-                if stepped is None:
-                    table.abandon(plan)
-                    await self._reload()
-                    continue
-                results = stepped
-            table.commit(plan, results)
+            try:
+                await self._turn(table)
+            except Exception:
+                self.counters["loop_errors"] += 1
+                log.exception("the engine's loop failed, the engine is made anew")
+                table.abandon(Plan())
+                await self._reload()
+
+    async def _turn(self, table: Slots) -> None:
+        plan = table.schedule()
+        if not plan:
+            self._wake.clear()
+            return
+        results: Mapping[int, Heard] = {}
+        if plan.rows:
+            stepped = await self._step(plan)
+            if stepped is None:
+                table.abandon(plan)
+                await self._reload()
+                return
+            results = stepped
+        table.commit(plan, results)
 
     async def _step(self, plan: Plan) -> Mapping[int, Heard] | None:
         assert self._model is not None
@@ -176,6 +187,7 @@ class Batcher:
             _fill(model, plan)
             return model.step()
 
+        self.budget.begin(time.monotonic())
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, step)
         except Exception as e:
@@ -192,6 +204,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{self.name}")
         loop = asyncio.get_running_loop()
         self._model = await loop.run_in_executor(self._thread, self._make)
+        if self._closed:
+            raise EngineUnavailable(f"the engine {self.name!r} was closed while it was loaded")
         return self._model
 
     async def _reload(self) -> None:
@@ -210,7 +224,7 @@ class Batcher:
             except Exception as e:
                 await self._drop()
                 self.counters["load_errors"] += 1
-                log.error("the engine cannot be made anew, next try in %.0f s: %r", RETRY, e)
+                log.error("the engine cannot be made anew: %r", e)
             else:
                 self.counters["restarts"] += 1
                 return

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from bridge.types import Heard, Word
 
-MAX_PIECES = 32  # remembered; what is older is mapped as the oldest piece
+MAX_PIECES = 128  # remembered, each a block at worst; older times are mapped as the oldest
 
 _BEGINS, _ENDS = 1e-6, -1e-6  # blocks; what rounding may lose
 
@@ -78,10 +78,8 @@ class RowClock:
         if math.isinf(seconds):
             return seconds
         row = seconds / self._block_seconds
-        piece = self._pieces[0]
-        for later in self._pieces:
-            if later.step > row + rounding:
+        for piece in reversed(self._pieces):  # most are of now
+            if piece.step <= row + rounding:
                 break
-            piece = later
         gone = row - piece.step
         return (piece.block + (gone if piece.moves else 0.0)) * self._block_seconds

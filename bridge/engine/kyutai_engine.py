@@ -99,11 +99,15 @@ def engine(
             name="kyutai",
             progress=progress,
         )
-        options["slots"] = rows.facts.slots  # a model that is made anew has as many
-        languages[:] = rows.facts.languages
-        if len(languages) > 1:
-            language.load(tuple(languages))  # now, and not at the first final
-        return KyutaiModel(rows, rows.arrays, watchdog=settings.watchdog)
+        try:
+            options["slots"] = rows.facts.slots  # a model that is made anew has as many
+            languages[:] = rows.facts.languages
+            if len(languages) > 1:
+                language.load(tuple(languages))  # now, and not at the first final
+            return KyutaiModel(rows, rows.arrays, watchdog=settings.watchdog)
+        except BaseException:
+            rows.close()
+            raise
 
     return Batcher(
         "kyutai",

@@ -21,6 +21,7 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Counts: TypeAlias = npt.NDArray[np.int64]
 
+DIGITAL_SILENCE = 1e-9  # mean square; half a step of 16 bits is 2e-10
 FAINTEST = -50.0  # dBFS; below it nothing is speech. Line noise is at -60, a quiet talker at -40
 ABOVE_NOISE = 8.0  # dB; stationary noise stays within 1 dB of its mean from block to block
 LOWEST_NOISE = FAINTEST - ABOVE_NOISE  # a lower floor decides nothing and would rise for longer
@@ -58,26 +59,28 @@ class Speech:
         self._floor[fresh] = LOWEST_NOISE
         self._level[fresh] = np.inf  # from which every level differs
         # The log wants something above zero. What is not a number is nothing at all.
+        # Digital silence is no line's noise: it is a flush's, or a switch's between two parties.
+        heard: Mask = active & (energy > DIGITAL_SILENCE)
         energy = np.fmin(np.fmax(energy, np.float32(1e-12)), np.float32(1))
         level: Floats = np.float32(10) * np.log10(energy)
         differs = np.abs(level - self._level) > STEADY
-        np.copyto(self._level, level, where=active)
-        self._steady += active
-        self._steady[differs & active] = 0
+        np.copyto(self._level, level, where=heard)
+        self._steady += heard
+        self._steady[differs & heard] = 0
         even = (self._steady >= STEADY_BLOCKS) & (level < LOUDEST_NOISE)
         threshold = np.maximum(self._floor + np.float32(ABOVE_NOISE), np.float32(FAINTEST))
-        self._follow(level, active, even)
-        speech: Mask = active & ~even & (level > threshold)
+        self._follow(level, heard, even)
+        speech: Mask = heard & ~even & (level > threshold)
         return speech
 
-    def _follow(self, level: Floats, active: Mask, even: Mask) -> None:
+    def _follow(self, level: Floats, heard: Mask, even: Mask) -> None:
         """Move the floor."""
         above = level - self._floor
         step = np.minimum(above, self._rise)
         np.multiply(above, np.float32(NOISE_FALLS), out=step, where=above < 0)
         np.copyto(step, above, where=even)
         moved = np.clip(self._floor + step, np.float32(LOWEST_NOISE), np.float32(0))
-        np.copyto(self._floor, moved, where=active)
+        np.copyto(self._floor, moved, where=heard)
 
 
 class Pauses:

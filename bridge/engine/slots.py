@@ -45,6 +45,7 @@ MAX_SPELLING = 1.0  # s of silence beyond the delay for a last word that is not 
 WARM_UP = 3.0  # s of audio before the last word from which a row starts again
 SAID = 64  # words remembered, to know them again
 FLUSH_APART = 0.4  # s of audio between flushes, each of which costs the row half a second's steps
+FLUSH_BEHIND = 2  # blocks waiting; a row that is further behind hears its own audio first
 PATIENCE = 6.0  # s from one fresh start of a stuck row to the next, doubled while it stays silent
 MAX_PATIENCE = 300.0  # s; music on hold is no speech, however often it is heard
 
@@ -61,8 +62,8 @@ class SlotLease:
     """One leg's right to one slot. Implements `bridge.interfaces.Lease`."""
 
     __slots__ = (
-        "_again", "_clock", "_drain_left", "_flush_left", "_kept", "_patience", "_patient_until",
-        "_pushed", "_replay", "_said", "_slots", "_spelling", "_spelling_left", "_suspect",
+        "_again", "_clock", "_drain_left", "_failed_at", "_flush_left", "_kept", "_patience",
+        "_patient_until", "_pushed", "_replay", "_said", "_slots", "_spelling", "_spelling_left",
         "_taken", "_tries", "_unflushed", "done", "dropped", "fresh", "heard", "queue", "slot",
         "state",
     )  # fmt: skip
@@ -85,8 +86,8 @@ class SlotLease:
         self._again: deque[tuple[int, Block]] = deque()  # to be heard a second time
         self._said: deque[Word] = deque(maxlen=SAID)
         self._replay: Replay | None = None
-        self._suspect = -1  # index of the block that was in the last failed step
-        self._tries = 0
+        self._failed_at = 0  # blocks taken when steps began to fail
+        self._tries = 0  # failed steps there
         self._unflushed = 0  # blocks since the last flush
         self._flush_left = 0  # blocks of silence
         self._spelling = False  # a word is begun and not complete
@@ -113,8 +114,10 @@ class SlotLease:
             self.state is State.ACTIVE
             and self._slots.flush_blocks
             and self._unflushed * self._slots.block_seconds >= FLUSH_APART
+            and len(self.queue) <= FLUSH_BEHIND
             and not self._again
             and not self._flush_left
+            and not self.fresh
         ):
             self._unflushed = 0
             self._flush_left = self._slots.flush_blocks
@@ -196,21 +199,24 @@ class SlotLease:
         pause = 0.0 if self._again else heard.pause
         return Heard(words, tentative, pause, heard.at, heard.settled, heard.stuck)
 
-    def failed(self, row: Row) -> None:
-        """The step with this row failed and the model is lost.
+    def failed(self, row: Row) -> bool:
+        """The step with this row failed and the model is lost. False: the lease is given up.
 
-        Audio that is in `MAX_TRIES` failed steps is given up, or one leg's block that no model
-        can take would cost everybody the engine for ever.
+        Audio that the model fails over again and again is given up, first the block and then all
+        that is kept, or one leg's audio would cost everybody the engine for ever.
         """
+        if self._taken > self._failed_at + MAX_TRIES:  # it has got past that place
+            self._failed_at, self._tries = self._taken, 0
+        self._tries += 1
+        if self._tries < MAX_TRIES:
+            return True
         if row.block is None:
-            return
-        index = self._kept[-1][0]
-        self._tries = self._tries + 1 if index == self._suspect else 1
-        self._suspect = index
-        if self._tries >= MAX_TRIES:
+            return self.state is not State.DRAINING
+        lost = len(self._kept) if self._tries >= 2 * MAX_TRIES else 1
+        for _ in range(lost):
             self._kept.pop()
-            self._tries = 0
-            self.dropped += 1
+        self.dropped += lost
+        return True
 
     def listen_again(self) -> None:
         """Start the row afresh, from before the last word that the leg was told."""
@@ -226,6 +232,11 @@ class SlotLease:
         self._start_drain()
         self._replay = Replay(self._said) if self._said else None
         self._slots.wake()
+
+    def forget(self) -> None:
+        """Let go of all audio; whoever holds on to a lease that is over needs none."""
+        for blocks in (self.queue, self._again, self._kept):
+            blocks.clear()
 
     def _start_drain(self) -> None:
         self._drain_left = self._slots.drain
@@ -305,7 +316,7 @@ class Slots:
         if lease.state is State.FREE:
             return
         lease.state = State.FREE
-        lease.queue.clear()
+        lease.forget()
         del self._leases[lease.slot]
         self._free.append(lease.slot)
 
@@ -345,7 +356,12 @@ class Slots:
 
     def abandon(self, plan: Plan) -> None:
         """The step failed and the model with it: every row starts anew, a few seconds back."""
-        for row in plan.rows:
-            row.lease.failed(row)
+        hopeless = [
+            row.lease
+            for row in plan.rows
+            if row.lease.state is not State.FREE and not row.lease.failed(row)
+        ]
+        for lease in hopeless:
+            self._over(lease)
         for lease in self._leases.values():
             lease.listen_again()

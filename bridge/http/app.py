@@ -17,7 +17,7 @@ from aiohttp.typedefs import Middleware
 
 from bridge.errors import Busy
 from bridge.http.access import Access, Check, Refusal
-from bridge.http.announce import MAX_BODY, BadAnnouncement, parse_announcement
+from bridge.http.announce import MAX_BODY, BadAnnouncement, Wanted, parse_announcement
 from bridge.http.health import HEALTH
 from bridge.http.listener import Connection, HttpServer
 from bridge.http.service import LIMITS, SERVICE, Handler, Health, Limits, Service
@@ -55,7 +55,8 @@ def make_app(
     app = web.Application(middlewares=[_errors, _host_check(access)], client_max_size=MAX_BODY)
     app[SERVICE] = service
     app[LIMITS] = limits or Limits()
-    app.on_response_prepare.append(_prepare)
+    # Returning None is fine with every aiohttp; the types of some say otherwise.
+    app.on_response_prepare.append(_prepare)  # type: ignore[arg-type, unused-ignore]
     for path, handler in HEALTH.items():
         app.router.add_get(path, handler)
     for path, handler in READING.items():
@@ -147,21 +148,37 @@ def _unknown() -> Refusal:
 
 async def announce(request: web.Request) -> web.StreamResponse:
     try:
-        announcement = parse_announcement(await _body(request), lambda: str(uuid.uuid4()))
-        expires_in = request.app[SERVICE].announce(announcement)
+        wanted = parse_announcement(await _body(request), lambda: str(uuid.uuid4()))
+        answer = _announced(request.app[SERVICE], wanted)
     except BadAnnouncement as e:
         raise Refusal(400, str(e)) from None
     except Busy as e:
         raise Refusal(503, str(e), Retry_After=RETRY_AFTER) from None
     except ValueError as e:
         raise Refusal(409, str(e)) from None
-    body = {
+    return web.json_response(answer, status=201)
+
+
+def _announced(service: Service, wanted: Wanted) -> dict[str, object]:
+    announcement = wanted.announcement
+    answer: dict[str, object] = {
         "uuid": announcement.uuid,
         "call": announcement.call or announcement.uuid,
         "leg": announcement.leg,
-        "expires_in": expires_in,
     }
-    return web.json_response(body, status=201)
+    if wanted.media is None:
+        return answer | {"expires_in": service.announce(announcement)}
+    media = service.open_media(announcement, wanted.media)
+    return answer | {
+        "expires_in": media.expires_in,
+        "media": {
+            "type": wanted.media.kind,
+            "address": media.address,
+            "port": media.port,
+            "codec": media.codec,
+            "payload_types": {str(number): name for number, name in media.payload_types.items()},
+        },
+    }
 
 
 async def _body(request: web.Request) -> bytes:
