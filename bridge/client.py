@@ -1,4 +1,4 @@
-"""`callscribe call`: plays a recording into a bridge as one or many calls would."""
+"""`callscribe call`: plays a recording or a capture into a bridge as one or many calls would."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from bridge.caller import (
     play,
     play_audiosocket,
 )
+from bridge.client_rtp import CAPTURES_TO, call_rtp, failed, is_rtp, summary_rtp
+from bridge.client_rtp import add_arguments as add_rtp_arguments
 from bridge.config import Address, parse_address
 from bridge.errors import BridgeError
 from bridge.recording import read_recording
@@ -41,7 +43,8 @@ def parse_target(to: str) -> Address:
         return parse_address(rest.rstrip("/"))
     except ValueError:
         raise BridgeError(
-            f"to: expected audiosocket://host:port, such as {DEFAULT_TARGET}, not {to!r}"
+            f"to: expected audiosocket://host:port, such as {DEFAULT_TARGET}, rtp://host:port or "
+            f"http://host:port, not {to!r}"
         ) from None
 
 
@@ -95,8 +98,10 @@ def _names(count: int, legs: int, given: Sequence[str] | None) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` reads."""
     add = parser.add_argument
-    add("file", help="recording: .wav, .ulaw, .alaw or .sln; of stereo, left is the caller")
-    add("--to", default=DEFAULT_TARGET, help="the bridge (default: %(default)s)")
+    add("file", help="recording: .wav, .ulaw, .alaw or .sln; of stereo, left is the caller; or a "
+        "capture (.pcap, .pcapng), of which every RTP stream is a leg")  # fmt: skip
+    add("--to", help=f"the bridge (default: {DEFAULT_TARGET}; of a capture {CAPTURES_TO}), or "
+        "rtp://host:port")  # fmt: skip
     add("--legs", type=int, default=1, help="connections at once; stereo: taking turns")
     add("--stagger", type=float, default=0.02, help="seconds between calls (default: %(default)s)")
     add("--channel", type=int, help="only this channel of the recording, from 0")
@@ -105,33 +110,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--linger", type=float, default=0.0, help="seconds of silence before hanging up")
     add("--speed", type=float, default=1.0, help="pace (default: 1, as people speak)")
     add("--fast", action="store_true", help="as fast as the bridge reads, not as people speak")
+    add_rtp_arguments(parser)
 
 
 async def run(args: argparse.Namespace) -> int:
     """The exit status: 1 when a leg failed, 2 when there was nothing to call with or whom."""
     progress = _Progress() if sys.stderr.isatty() else None
     try:
-        results = await call(
-            args.file,
-            args.to,
-            legs=args.legs,
-            stagger=args.stagger,
-            uuids=args.uuid,
-            realtime=not args.fast,
-            speed=args.speed,
-            channel=args.channel,
-            digits=[_digit(text) for text in args.digit],
-            linger=args.linger,
-            on_sent=progress,
-        )
+        text, wrong = await _played(args, progress)
     except BridgeError as e:
         print(f"callscribe call: {e}", file=sys.stderr)
         return 2
     finally:
         if progress is not None:
             progress.clear()
-    print(summary(results))
-    return int(any(result.failed for result in results))
+    print(text)
+    return int(wrong)
+
+
+async def _played(
+    args: argparse.Namespace, progress: Callable[[int, float], None] | None
+) -> tuple[str, bool]:
+    """What to print, and whether a leg failed."""
+    digits = [_digit(text) for text in args.digit]
+    if is_rtp(args):
+        outcomes = await call_rtp(args, digits, progress)
+        return summary_rtp(outcomes), failed(outcomes)
+    results = await call(
+        args.file,
+        args.to or DEFAULT_TARGET,
+        legs=args.legs,
+        stagger=args.stagger,
+        uuids=args.uuid,
+        realtime=not args.fast,
+        speed=args.speed,
+        channel=args.channel,
+        digits=digits,
+        linger=args.linger,
+        on_sent=progress,
+    )
+    return summary(results), any(result.failed for result in results)
 
 
 def _digit(text: str) -> tuple[float, str]:

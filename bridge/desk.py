@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 from bridge import __version__
 from bridge.call import Call
+from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
-from bridge.types import Announcement, LegCounts
+from bridge.ingress.rtp_types import BadMedia
+from bridge.media import MediaAddress, MediaRequest
+from bridge.pbx.ari_taps import NoChannel
+from bridge.types import Announcement, LegCounts, LegName
 
 if TYPE_CHECKING:
+    from bridge.rtp_user import RtpUser
     from bridge.server import Server
 
 
@@ -46,6 +51,10 @@ class Desk:
         checks = {"engine": "ok" if self._server.recogniser.ready else "down"}
         if self._server.link is not None:
             checks["ami"] = self._server.link.state
+        if self._server.esl is not None:
+            checks["esl"] = self._server.esl.state
+        if self._server.ari is not None:
+            checks["ari"] = self._server.ari.state
         for outbox in self._server.outboxes:
             checks[f"sink {outbox.name}"] = outbox.state
         return Health(
@@ -62,7 +71,7 @@ class Desk:
 
     def calls(self) -> list[dict[str, object]]:
         """Calls that are up."""
-        return [_summary(call) for call in self._server.switchboard.calls.values()]
+        return [_summary(self._server, call) for call in self._server.switchboard.calls.values()]
 
     def call(self, id: str) -> dict[str, object] | None:
         """One call, up or lately ended, with its finals."""
@@ -79,7 +88,7 @@ class Desk:
             }
             for leg, final in sorted(call.finals, key=lambda pair: pair[1].words[0].start)
         ]
-        return {**_summary(call), "finals": finals}
+        return {**_summary(self._server, call), "finals": finals}
 
     def text(self, id: str) -> str | None:
         """The conversation as plain text."""
@@ -90,17 +99,35 @@ class Desk:
         """POST /calls."""
         if self._server.switchboard.known(announcement.uuid):
             raise ValueError("this UUID has been announced already")
-        return self._server.switchboard.announce(announcement, time.monotonic())
+        return self._server.switchboard.announce(announcement, self._server.clock())
+
+    def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
+        """POST /calls with media."""
+        try:
+            return self._server.open_media(announcement, request)
+        except BadMedia as e:
+            raise BadAnnouncement(f"media: {e}") from None
+
+    def tap(self, channel: str, call: str, leg: LegName | None) -> str:
+        """POST /calls with tap."""
+        if self._server.ari is None:
+            raise BadAnnouncement("tap: this bridge has no ARI; its configuration needs [ari]")
+        try:
+            return self._server.ari.tap(channel, call=call, leg=leg)
+        except NoChannel as e:
+            raise LookupError(str(e)) from None
 
     def hang_up(self, id: str) -> bool:
         """DELETE /calls/{id}."""
-        return self._server.switchboard.hang_up(id)
+        ended = self._server.switchboard.hang_up(id)
+        rtp = self._server.rtp
+        return (rtp is not None and rtp.withdraw(id)) or ended
 
 
 def watch(server: Server) -> None:
     """Register what Prometheus reads from the server's state at scrape time."""
     board, engine, boxes = server.switchboard, server.recogniser, server.outboxes
-    link, port = server.link, server.port
+    link, esl, port = server.link, server.esl, server.port
 
     def gauge(name: str, text: str, read: Callable[[], float]) -> None:
         server.metrics.watch(name, text, lambda: {(): read()})
@@ -144,9 +171,53 @@ def watch(server: Server) -> None:
     if link is not None:
         gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
         counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")
+    if esl is not None:
+        gauge("esl_up", "1 when logged in.", lambda: esl.state == "up")
+        counts("esl_total", "What happened on the event socket.", lambda: esl.counters, "what")
+    if server.rtp is not None:
+        _watch_rtp(server, server.rtp)
     if port is not None:
         gauge("connections", "Open sockets of the AudioSocket listener.", lambda: port.connections)
         counts("audiosocket_total", "What happened there.", lambda: port.counters, "what")
+
+
+def _watch_rtp(server: Server, rtp: RtpUser) -> None:
+    watch = server.metrics.watch
+    watch(
+        "rtp_ports",
+        "UDP ports of [rtp].",
+        lambda: {
+            ("announced",): rtp.ports.waiting,
+            ("heard",): len(rtp.ports) - rtp.ports.waiting,
+            ("resting",): rtp.sockets.resting,
+            ("free",): rtp.sockets.free,
+        },
+        ["state"],
+    )
+    watch(
+        "rtp_packets_total",
+        "What became of packets; foreign: not the peer's, or no room in the kernel.",
+        lambda: {
+            **{(name,): n for name, n in rtp.totals().items() if name != "concealed"},
+            ("foreign",): rtp.ports.strangers,
+        },
+        ["what"],
+        "counter",
+    )
+    watch(
+        "rtp_concealed_seconds_total",
+        "Audio that nobody sent.",
+        lambda: {(): rtp.totals()["concealed"]},
+        (),
+        "counter",
+    )
+    watch(
+        "rtp_total",
+        "What happened at the ports.",
+        lambda: {(what,): n for what, n in rtp.ports.counters.items()},
+        ["what"],
+        "counter",
+    )
 
 
 def _total(server: Server, name: str) -> float:
@@ -158,8 +229,9 @@ def _total(server: Server, name: str) -> float:
     return live + server.switchboard.totals[name]
 
 
-def _summary(call: Call) -> dict[str, object]:
+def _summary(server: Server, call: Call) -> dict[str, object]:
     info = call.info
+    counts = server.switchboard.counts(call)
     return {
         "call_id": call.id,
         "ingress": info.ingress,
@@ -171,7 +243,7 @@ def _summary(call: Call) -> dict[str, object]:
         "extra": dict(info.extra),
         "started": call.began_at,
         "ended": call.ended is not None,
-        "legs": {name: _counts(leg.counts()) for name, leg in call.legs.items()},
+        "legs": {name: _counts(of_leg) for name, of_leg in counts.items()},
     }
 
 
@@ -183,4 +255,11 @@ def _counts(counts: LegCounts) -> dict[str, float]:
         "silence_inserted": round(counts.silence_inserted, 3),
         "blocks": counts.blocks,
         "blocks_dropped": counts.blocks_dropped,
+        "packets_lost": counts.packets_lost,
+        "packets_late": counts.packets_late,
+        "packets_duplicate": counts.packets_duplicate,
+        "packets_invalid": counts.packets_invalid,
+        "packets_foreign": counts.packets_foreign,
+        "jitter": round(counts.jitter, 4),
+        "concealed": round(counts.concealed, 3),
     }

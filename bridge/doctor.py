@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import TextIO
 
-from bridge import config, doctor_ami, doctor_local, doctor_webhook
+from bridge import config, doctor_ami, doctor_ari, doctor_esl, doctor_local, doctor_webhook
 from bridge.config import Settings
 from bridge.doctor_report import Finding, Report, failed, ok, warning
 from bridge.errors import ConfigError
@@ -43,11 +43,24 @@ async def _check(settings: Settings, report: Report) -> None:
     report.add(*await doctor_local.engine(settings.engine))
     report.add(doctor_local.open_files(settings), doctor_local.loop())
     report.add(*doctor_local.audiosocket(settings.audiosocket))
-    outside = [_ami(settings), *(doctor_webhook.check(hook) for hook in settings.webhook)]
+    outside = [
+        _ami(settings),
+        _ari(settings),
+        _esl(settings),
+        *(doctor_webhook.check(hook) for hook in settings.webhook),
+    ]
     for findings in await asyncio.gather(*outside):
         report.add(*findings)
-    if settings.ami is None and not settings.webhook:
+    if settings.ami is None and settings.esl is None and not settings.webhook:
         report.add(_nobody())
+
+
+async def _ari(settings: Settings) -> list[Finding]:
+    return [] if settings.ari is None else await doctor_ari.check(settings)
+
+
+async def _esl(settings: Settings) -> list[Finding]:
+    return [] if settings.esl is None else await doctor_esl.check(settings.esl)
 
 
 async def _ami(settings: Settings) -> list[Finding]:
@@ -61,6 +74,6 @@ async def _ami(settings: Settings) -> list[Finding]:
 def _nobody() -> Finding:
     return warning(
         "events",
-        "nobody is told what callers say: there is neither [ami] nor a [[webhook]]",
+        "nobody is told what callers say: there is neither [ami] nor [esl] nor a [[webhook]]",
         "add one of them, unless GET /calls is how you read it",
     )

@@ -1,4 +1,4 @@
-"""One open connection, from its UUID on: first its audio is kept, then it is a leg. Pure."""
+"""One open line, from its UUID on: first its audio is kept, then it is a leg. Pure."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from bridge.leg import Leg
-from bridge.types import Frame
+from bridge.types import Frame, LegCounts
 
 MAX_HELD = 12.0  # s of audio kept for a line that waits; the oldest goes first
 MAX_PIECES = 2000  # frames and digits kept for it: 12 s of 10 ms frames, and some
 
 
 class Line:
-    """One open connection. `hang_up()` ends it from our side; `origin()`: see `AudioSocket`."""
+    """One peer's connection or stream.
+
+    `hang_up()` ends it from our side; `origin()`: when its first sample came, see `AudioSocket`.
+    `counted` adds what its transport lost to the counts of its leg.
+    """
 
     __slots__ = (
-        "_held", "closed", "hang_up", "ingress", "leg", "lost", "opened", "origin", "uuid",
+        "_held", "closed", "counted", "hang_up", "ingress", "leg", "lost", "opened", "origin",
+        "uuid",
     )  # fmt: skip
 
     def __init__(
@@ -26,11 +31,13 @@ class Line:
         hang_up: Callable[[], None],
         origin: Callable[[], float],
         now: float,
+        counted: Callable[[LegCounts], LegCounts] = lambda counts: counts,
     ) -> None:
         self.uuid = uuid
         self.ingress = ingress
         self.hang_up = hang_up
         self.origin = origin
+        self.counted = counted
         self.opened = now
         self.closed = ""
         self.lost = 0  # digits

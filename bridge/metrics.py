@@ -33,7 +33,7 @@ PREFIX = "callscribe"
 OTHER = "other"
 MAX_SERIES = 256  # of one watched value; what it reads beyond them is counted, not shown
 
-INGRESSES = ("audiosocket", "rtp", "websocket")
+INGRESSES = ("audiosocket", "rtp", "l16", "websocket")
 REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
 END_REASONS = (
     ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
@@ -42,7 +42,10 @@ END_REASONS = (
 REFUSED_CONNECTIONS = ("address", "limit", "deadline", "protocol", "no_uuid")
 DROPPED = ("frames", "events", "announcements")
 DROP_REASONS = ("queue", "waiting", "full", "late", "closed", "protocol", "limit", "expired")
-WARNINGS = ("unknown_kind", "bad_digit", "peer_error", "mulaw_mislabelled", "odd_length")
+WARNINGS = (
+    "unknown_kind", "bad_digit", "peer_error", "mulaw_mislabelled", "odd_length", "unknown_type",
+    "srtp_failed",
+)  # fmt: skip
 STAGES = ("partial", "final", "deliver")
 STATUSES = ("200", "201", "204", "400", "401", "403", "404", "405", "408", "409", "500", "503")
 
@@ -50,6 +53,7 @@ STATUSES = ("200", "201", "204", "400", "401", "403", "404", "405", "408", "409"
 STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0)
 LATENCY_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 LATENESS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+JITTER_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 CALL_BUCKETS = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
 
 M = TypeVar("M", bound=MetricWrapperBase)
@@ -118,6 +122,9 @@ class Metrics:
         self._lateness = self._histogram(
             "loop_lateness_seconds", "How late the event loop ran a timer.", LATENESS_BUCKETS
         )
+        self._jitter = self._histogram(
+            "rtp_jitter_seconds", "Of each leg, at its end (RFC 3550 A.8).", JITTER_BUCKETS
+        )
 
     def _make_engine(self) -> None:
         self._steps = self._histogram(
@@ -181,6 +188,10 @@ class Metrics:
 
     def lateness(self, seconds: float) -> None:
         self._lateness.observe(seconds)
+
+    def jitter(self, seconds: float) -> None:
+        """A leg of RTP is over."""
+        self._jitter.observe(seconds)
 
     def http_response(self, status: int) -> None:
         self._responses.of(str(status)).inc()

@@ -31,13 +31,29 @@ def message(kind: int, payload: bytes) -> bytes:
 def _at_wire_rate(samples: Samples, rate: int) -> tuple[Samples, int]:
     """Resampled to the nearest rate that AudioSocket has, the higher one in a tie."""
     wire = min(KINDS, key=lambda known: (abs(known - rate), -known))
+    return resampled(samples, rate, wire), wire
+
+
+def resampled(samples: Samples, rate: int, wire: int) -> Samples:
+    """int16[n] at `rate` Hz → int16[n · wire / rate] at `wire` Hz."""
     if wire == rate:
-        return samples, rate
+        return samples
     resampler = make_resampler(rate, wire, round(wire * FRAME))
     blocks = [*resampler.feed(samples), *resampler.flush()]
     sound = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     sound = sound[: round(len(samples) * wire / rate)]  # without the last block's padding
-    return np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16), wire
+    return np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)
+
+
+def checked_digits(digits: Sequence[tuple[float, str]], linger: float) -> None:
+    """Raises `BridgeError` for digits that no telephone has and times that no call has."""
+    for at, digit in digits:
+        if len(digit) != 1 or digit not in "0123456789*#ABCD" or not 0 <= at <= DAY:
+            raise BridgeError(
+                f"digit {digit!r} at {at} s: expected one of 0-9 * # A-D, from 0 s on"
+            )
+    if not 0 <= linger <= DAY:
+        raise BridgeError(f"linger: expected 0 to {DAY} seconds, not {linger}")
 
 
 def make_script(
@@ -48,13 +64,7 @@ def make_script(
     `linger` seconds of silence follow the recording, and as much as the last digit needs.
     Raises `BridgeError` for digits that no telephone has and times that no call has.
     """
-    for at, digit in digits:
-        if len(digit) != 1 or digit not in "0123456789*#ABCD" or not 0 <= at <= DAY:
-            raise BridgeError(
-                f"digit {digit!r} at {at} s: expected one of 0-9 * # A-D, from 0 s on"
-            )
-    if not 0 <= linger <= DAY:
-        raise BridgeError(f"linger: expected 0 to {DAY} seconds, not {linger}")
+    checked_digits(digits, linger)
     samples, rate = _at_wire_rate(samples, rate)
     wanted = max([len(samples) / rate + linger, *(at for at, _ in digits)])
     silence = np.zeros(max(0, round(wanted * rate) - len(samples)), np.int16)

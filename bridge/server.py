@@ -7,36 +7,33 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from bridge import taps
 from bridge.audio.resample import Bank
-from bridge.config import AudioSocketSettings, Settings
+from bridge.audiosocket_user import AudioSocketUser
+from bridge.config import Address, AudioSocketSettings, Settings
 from bridge.desk import Desk, watch
 from bridge.egress.ami import AmiEgress
+from bridge.egress.esl import EslEgress, channel_of
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
 from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose
+from bridge.errors import Busy, DeliveryError
 from bridge.http.app import HttpServer, make_app
-from bridge.ingress.audiosocket import AudioSocket, Rules
+from bridge.ingress.rtp_types import BadMedia
 from bridge.interfaces import Egress, Recogniser
-from bridge.line import Line
+from bridge.media import MediaAddress, MediaRequest
 from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
+from bridge.pbx.ari import AriLink
+from bridge.pbx.esl import EslLink
+from bridge.rtp_user import RtpUser
 from bridge.switchboard import Admission, Switchboard
-from bridge.transport.connection import Connection
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.turns import TurnRules
-from bridge.types import (
-    Announcement,
-    Audio,
-    CallEvent,
-    Closed,
-    Digit,
-    IngressEvent,
-    Opened,
-    Warned,
-)
+from bridge.types import Announcement, CallEvent
 
 log = logging.getLogger(__name__)
 
@@ -47,68 +44,6 @@ GOODBYE_WAIT = 1.0  # s at the end for peers to close; Asterisk takes 0.4 ms (AS
 HURRIED_WAIT = 0.1  # s, after a second SIGTERM
 
 
-class AudioSocketUser:
-    """Connections of the AudioSocket listener ↔ lines of the switchboard."""
-
-    def __init__(
-        self,
-        settings: AudioSocketSettings,
-        switchboard: Switchboard,
-        metrics: Metrics,
-        bank: Bank,
-    ) -> None:
-        self._rules = Rules(
-            rate=settings.rate,
-            keepalive=settings.keepalive,
-            uuid_deadline=settings.uuid_deadline,
-            max_frame=settings.max_frame,
-        )
-        self._switchboard = switchboard
-        self._metrics = metrics
-        self.turn_over = bank.run
-
-    def ingress(self, now: float) -> AudioSocket:
-        """The protocol of a new connection."""
-        return AudioSocket(self._rules, now)
-
-    def event(self, connection: Connection, event: IngressEvent, now: float) -> None:
-        """Something was said on a connection."""
-        line = connection.context
-        if isinstance(event, Audio) and isinstance(line, Line):  # 12 a second and leg: first
-            lost = line.audio(event.frame)
-            if lost:
-                self._metrics.dropped("frames", "waiting", lost)
-            return
-        match event:
-            case Opened(uuid):
-                self._opened(connection, uuid, now)
-            case Digit(digit) if isinstance(line, Line):
-                line.digit(digit)
-            case Warned(kind, text):
-                self._metrics.warned(kind)
-                log.warning("%s: %s", connection.label, text)
-            case Closed(reason):
-                if isinstance(line, Line):
-                    connection.context = None
-                    self._switchboard.closed(line, reason)
-                else:
-                    # A health check, an unanswered channel (PROTOCOLS §1.4): quietly.
-                    log.debug("%s: closed before its UUID: %s", connection.label, reason)
-                    self._metrics.connection_refused(
-                        "deadline" if reason == "timeout" else "no_uuid"
-                    )
-                if reason == "timeout":
-                    connection.hang_up()
-
-    def _opened(self, connection: Connection, uuid: str, now: float) -> None:
-        ingress = connection.ingress
-        assert isinstance(ingress, AudioSocket)
-        connection.label = uuid
-        connection.context = self._switchboard.opened(
-            uuid, "audiosocket", connection.hang_up, lambda: ingress.origin, now
-        )
-
-
 class Server:
     """Everything of one worker process."""
 
@@ -117,10 +52,14 @@ class Server:
         settings: Settings,
         recogniser: Recogniser | None = None,
         sinks: Sequence[Egress] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
+        self.clock = clock
         self.metrics = Metrics()
-        self.recogniser = recogniser or build(settings.engine)
+        self.choice = None if recogniser else choose(settings.engine)
+        self.recogniser = recogniser or build(settings.engine, self.choice)
         self.recogniser.on_step = self.metrics.step
         self.began = time.monotonic()
         self.loaded = False
@@ -128,7 +67,11 @@ class Server:
         self._closed = False
         self.outboxes: list[Outbox] = []
         self.link: AmiLink | None = None
+        self.esl: EslLink | None = None
+        self.ari: AriLink | None = None
+        self._asking: set[asyncio.Task[None]] = set()
         self.port: TcpPort | None = None
+        self.rtp: RtpUser | None = None
         self.http: HttpServer | None = None
         self._expirer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -148,11 +91,14 @@ class Server:
             TurnRules(**settings.turns.model_dump()),
             publish=self.publish,
             count=self.metrics,
-            clock=time.monotonic,
+            clock=clock,
             wall=time.time,
             bank=bank,
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
+        if settings.rtp is not None:
+            self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
+        self.ari = taps.make(settings, self.switchboard, self.metrics)
         self._make_sinks(sinks)
 
     def _make_sinks(self, more: Sequence[Egress]) -> None:
@@ -166,6 +112,9 @@ class Server:
         if settings.ami is not None:
             self.link = AmiLink(settings.ami, self._announced_by_ami)
             add(AmiEgress(self.link, settings.ami))
+        if settings.esl is not None:
+            self.esl = EslLink(settings.esl)
+            add(EslEgress(self.esl, settings.esl))
         for hook in settings.webhook:
             add(Webhook(hook), hook.queue)
 
@@ -177,8 +126,10 @@ class Server:
     async def start(self, listeners: Mapping[str, socket.socket]) -> None:
         """Listen, and load the engine. `listeners`: by name, ``audiosocket`` and ``http``.
 
-        Raises `EngineUnavailable`.
+        Raises `EngineUnavailable`, and `BridgeError` if rtp.listen is no address of ours.
         """
+        if self.rtp is not None:
+            self.rtp.sockets.check()
         if "http" in listeners:
             token = self.settings.http.token
             app = make_app(
@@ -192,6 +143,8 @@ class Server:
             await outbox.start()
         if self.link is not None:
             await self.link.start()
+        if self.esl is not None:
+            await self.esl.start()
         if "audiosocket" in listeners:
             self._make_port(listeners["audiosocket"])
         watch(self)
@@ -205,11 +158,13 @@ class Server:
             late.cancel()
         self.loaded = True
         self._open("")
+        if self.ari is not None:
+            await self.ari.start()  # only now: a tap is a call, and would be refused
         log.info(
             "ready: %s, %d slots (%s)",
             self.recogniser.name,
             self.recogniser.slots,
-            choose(self.settings.engine).why,
+            self.choice.why if self.choice else "given",
         )
 
     def _make_port(self, sock: socket.socket) -> None:
@@ -223,6 +178,7 @@ class Server:
                 allow=tuple(settings.allow),
                 peer_timeout=settings.peer_timeout,
             ),
+            clock=self.clock,
             lateness=self.metrics.lateness,
         )
         self.port.start()
@@ -259,6 +215,8 @@ class Server:
             self.port.refuse = "draining"
             if handover:
                 self.port.listen(False)
+        if handover and self.ari is not None:
+            await self.ari.close(leave=True)  # the fresh worker's link takes its place
         if handover and self.http is not None:
             await self.http.close()
             self.http = None
@@ -279,8 +237,12 @@ class Server:
 
     def _anybody(self) -> bool:
         """Is a call up, or may a connection still become one?"""
-        coming = self.port.connections if self.port and not self.switchboard.draining else 0
-        return bool(self.switchboard.calls) or coming > 0
+        if self.switchboard.calls:
+            return True
+        if self.switchboard.draining:
+            return False
+        connections = self.port.connections if self.port is not None else 0
+        return connections > 0 or (self.rtp is not None and self.rtp.ports.waiting > 0)
 
     async def close(self) -> None:
         """Flush the sinks within the limit and let go of everything. Idempotent."""
@@ -299,6 +261,12 @@ class Server:
                 log.error("%s: %d events were not delivered", outbox.name, n)
         if self.link is not None:
             await self.link.close()
+        if self.esl is not None:
+            await self.esl.close()
+        if self.ari is not None:
+            await self.ari.close()
+        if self.rtp is not None:
+            self.rtp.close()
         if self.port is not None:
             await self._peers_gone(self.port)
             self.port.close()
@@ -317,7 +285,9 @@ class Server:
         while True:
             await asyncio.sleep(EXPIRE_EVERY)
             try:
-                self.switchboard.expire(time.monotonic())
+                self.switchboard.expire(self.clock())
+                if self.rtp is not None:
+                    self.rtp.sockets.expire(self.clock())
             except Exception:
                 log.exception("letting time pass failed")
 
@@ -330,8 +300,33 @@ class Server:
 
     def announce(self, announcement: Announcement) -> float:
         """What a UUID belongs to (`Switchboard.announce`)."""
-        return self.switchboard.announce(announcement, time.monotonic())
+        return self.switchboard.announce(announcement, self.clock())
+
+    def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
+        """A UDP port for this leg's RTP. Raises `BadMedia`, `Busy`, ValueError (`RtpUser.open`)."""
+        if self.rtp is None:
+            raise BadMedia("this bridge takes no RTP; its configuration needs an [rtp] section")
+        if not self.loaded:
+            raise Busy("not ready", "the engine is loading")
+        opened = self.rtp.open(announcement, request, self.clock())
+        channel = channel_of(announcement.info)
+        if request.kind == "l16" and request.source is not None and self.esl and channel:
+            local = Address(request.source[0], request.source[1] or 0)
+            remote = Address(opened.address, opened.port)
+            native = not opened.codec.startswith("l16")
+            task = asyncio.create_task(self._unicast(channel, local, remote, native))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        return opened
+
+    async def _unicast(self, channel: str, local: Address, remote: Address, native: bool) -> None:
+        """Ask FreeSWITCH for a channel's audio. Where it does not send any, the port expires."""
+        assert self.esl is not None
+        try:
+            await self.esl.unicast(channel, local, remote, native=native)
+        except DeliveryError as e:
+            log.warning("channel %s will not be heard: %s", channel, e)
 
     def _announced_by_ami(self, announcement: Announcement) -> None:
         with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer
-            self.switchboard.announce(announcement, time.monotonic())
+            self.switchboard.announce(announcement, self.clock())

@@ -1,6 +1,7 @@
 """Which open line belongs to which call, and who may have one. Pure: the time is an argument.
 
-A *line* is one peer's connection that has said its UUID. It waits (its audio kept) until call
+A *line* is one peer's connection that has said its UUID, or the stream at the port that was opened
+for its UUID. It waits (its audio kept) until call
 control has said what the UUID belongs to, at most `join_wait` seconds; then it becomes a leg of a
 call. In `announced` mode a UUID that nobody announced is refused, and one announcement opens one
 line. In `open` mode the line becomes a call of its own, named by its UUID.
@@ -21,7 +22,7 @@ from bridge.interfaces import Recogniser
 from bridge.leg import Leg
 from bridge.line import Line
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent, CallInfo, LegName
+from bridge.types import Announcement, CallEvent, CallInfo, Ended, LegCounts, LegName
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 MAX_ANNOUNCED = 10_000  # UUIDs waiting for their socket; the oldest goes first
@@ -90,6 +91,7 @@ class Switchboard:
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
+        self._counted: dict[str, dict[LegName, Line]] = {}  # the lines of each call's legs
         self._ids: OrderedDict[str, int] = OrderedDict()  # had events: how many calls wanted it
 
     # -- call control --------------------------------------------------------------------------
@@ -128,6 +130,14 @@ class Switchboard:
         """Has this UUID been announced and not been used?"""
         return uuid in self._announced
 
+    def taken(self, uuid: str) -> bool:
+        """Is there a line with this UUID?"""
+        return uuid in self._lines or uuid in self._waiting
+
+    def forget(self, uuid: str) -> None:
+        """Nobody will come for this UUID any more."""
+        self._announced.pop(uuid, None)
+
     def hang_up(self, call_id: str) -> bool:
         """End every line of a call from our side."""
         if call_id not in self.calls:
@@ -147,9 +157,10 @@ class Switchboard:
         hang_up: Callable[[], None],
         origin: Callable[[], float],
         now: float,
+        counted: Callable[[LegCounts], LegCounts] = lambda counts: counts,
     ) -> Line:
         """A peer has said its UUID. The line may be hung up before this returns."""
-        line = Line(uuid, ingress, hang_up, origin, now)
+        line = Line(uuid, ingress, hang_up, origin, now, counted)
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
         elif uuid in self._announced or (
@@ -213,6 +224,7 @@ class Switchboard:
         except Busy as e:
             return self._refuse(line, e.reason, info)
         self._lines[line.uuid] = (line, call)
+        self._counted.setdefault(call.id, {})[leg.name] = line
         line.attach(leg)
         if line.lost:
             self._count.dropped("events", "waiting", line.lost)
@@ -223,7 +235,7 @@ class Switchboard:
             raise Busy("limit", f"{self._admission.max_calls} calls are up")
         call = Call(
             self._named(info, line),
-            publish=self._publish,
+            publish=self._told,
             over=self._over,
             wall=self._wall,
             now=line.opened,
@@ -292,6 +304,18 @@ class Switchboard:
         self._use(named.id, line.uuid)
         self._publish(refusal(named, reason, self._wall()))
 
+    def counts(self, call: Call) -> dict[str, LegCounts]:
+        """What the audio of a call's legs has come to, in the engine and on the way there."""
+        lines = self._counted.get(call.id, {})
+        return {name: _counts(leg, lines.get(name)) for name, leg in call.legs.items()}
+
+    def _told(self, event: CallEvent) -> None:
+        """An event of a call goes out; its last one says what its transport lost, too."""
+        body = event.body
+        if isinstance(body, Ended) and (call := self.calls.get(event.call.id)) is not None:
+            event = replace(event, body=replace(body, legs=self.counts(call)))
+        self._publish(event)
+
     def _over(self, call: Call) -> None:
         del self.calls[call.id]
         assert call.ended is not None
@@ -302,7 +326,7 @@ class Switchboard:
         self._count.call_ended(call.ended.reason, call.ended.seconds)
         self.ended[call.id] = call
         while len(self.ended) > self._admission.keep_ended:
-            self.ended.popitem(last=False)
+            self._counted.pop(self.ended.popitem(last=False)[0], None)
 
     def find(self, call_id: str) -> Call | None:
         """A call that is up, or one of the last that ended."""
@@ -317,6 +341,11 @@ class Switchboard:
     def waiting(self) -> int:
         """Lines that wait for an announcement."""
         return len(self._waiting)
+
+
+def _counts(leg: Leg, line: Line | None) -> LegCounts:
+    counts = leg.counts()
+    return counts if line is None else line.counted(counts)
 
 
 def _together(old: Announcement, new: Announcement) -> Announcement:

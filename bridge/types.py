@@ -203,7 +203,12 @@ class Pressed:
 
 @dataclass(frozen=True, slots=True)
 class LegCounts:
-    """What one leg's audio came to. `lost` and `dropped` are what nobody heard."""
+    """What one leg's audio came to. `lost` and `dropped` are what nobody heard.
+
+    What is said of packets is 0 where the transport loses none. Of the peer's, `packets_late` came
+    when their place had been played, and `packets_invalid` could not be heard: broken, not
+    authentic, of a type or a stream that nobody announced. `packets_foreign` were others'.
+    """
 
     seconds: float = 0.0
     frames: int = 0
@@ -212,6 +217,12 @@ class LegCounts:
     blocks: int = 0
     blocks_dropped: int = 0
     packets_lost: int = 0
+    packets_late: int = 0
+    packets_duplicate: int = 0
+    packets_invalid: int = 0
+    packets_foreign: int = 0
+    jitter: float = 0.0  # seconds, RFC 3550 A.8
+    concealed: float = 0.0  # seconds of audio that nobody sent
 
 
 @dataclass(frozen=True, slots=True)

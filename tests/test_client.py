@@ -502,7 +502,8 @@ def test_says_what_a_target_looks_like(to):
     with pytest.raises(BridgeError) as e:
         parse_target(to)
     assert str(e.value) == (
-        f"to: expected audiosocket://host:port, such as audiosocket://127.0.0.1:9092, not {to!r}"
+        "to: expected audiosocket://host:port, such as audiosocket://127.0.0.1:9092, "
+        f"rtp://host:port or http://host:port, not {to!r}"
     )
 
 
@@ -611,9 +612,8 @@ def arguments(*words: str) -> argparse.Namespace:
 
 def test_the_defaults_speak_to_a_bridge_on_this_machine():
     args = arguments("call.wav")
-    assert (args.to, args.legs, args.uuid, args.fast) == (
-        "audiosocket://127.0.0.1:9092", 1, None, False,
-    )  # fmt: skip
+    assert (args.to, args.legs, args.uuid, args.fast) == (None, 1, None, False)
+    assert parse_target(client.DEFAULT_TARGET) == ("127.0.0.1", 9092)
 
 
 async def test_the_command_plays_and_sums_up(mono, capsys):

@@ -104,7 +104,7 @@ def test_end_of_turn_digit_and_calls() -> None:
 
 
 def test_an_end_counts_each_leg() -> None:
-    counts = LegCounts(12.34567, 617, 20, 0.0201, 154, 1, 2)
+    counts = LegCounts(12.34567, 617, 20, 0.0201, 154, 1, 2, 3, 4, 5, 6, 0.00349, 0.0401)
     assert data(Ended("hangup", 12.5, {"caller": counts, "callee": LegCounts()}), None) == {
         "reason": "hangup",
         "seconds": 12.5,
@@ -117,6 +117,12 @@ def test_an_end_counts_each_leg() -> None:
                 "blocks": 154,
                 "blocks_dropped": 1,
                 "packets_lost": 2,
+                "packets_late": 3,
+                "packets_duplicate": 4,
+                "packets_invalid": 5,
+                "packets_foreign": 6,
+                "jitter": 0.003,
+                "concealed": 0.04,
             },
             "callee": {
                 "seconds": 0.0,
@@ -126,6 +132,12 @@ def test_an_end_counts_each_leg() -> None:
                 "blocks": 0,
                 "blocks_dropped": 0,
                 "packets_lost": 0,
+                "packets_late": 0,
+                "packets_duplicate": 0,
+                "packets_invalid": 0,
+                "packets_foreign": 0,
+                "jitter": 0.0,
+                "concealed": 0.0,
             },
         },
     }

@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 from multidict import CIMultiDictProxy
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.errors import Busy, ConfigError
+from bridge.errors import Busy, ConfigError, DeliveryError
 from bridge.http.access import Access, Refusal, is_loopback
-from bridge.http.announce import BadAnnouncement, parse_announcement
+from bridge.http.announce import BadAnnouncement, Wanted, parse_announcement
 from bridge.http.app import Health, HttpServer, Limits, make_app
 from bridge.http.listener import Connection
+from bridge.media import MediaAddress, MediaRequest
 from bridge.metrics import Metrics
 from bridge.types import Announcement, CallInfo
 
@@ -45,7 +46,9 @@ class FakeService:
         self.metrics = Metrics()
         self.state = GOOD
         self.announced: list[Announcement] = []
+        self.requested: list[MediaRequest] = []
         self.hung_up: list[str] = []
+        self.tapped: list[tuple[str, str, str | None]] = []
         self.error: Exception | None = None
         self.words = "caller: hello <script>alert(1)</script>\n"
 
@@ -72,6 +75,20 @@ class FakeService:
         self.announced.append(announcement)
         return 30.0
 
+    def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
+        if self.error is not None:
+            raise self.error
+        self.announced.append(announcement)
+        self.requested.append(request)
+        types = {0: "pcmu/8000", 101: "telephone-event"}
+        return MediaAddress("192.0.2.10", 20742, 30.0, request.codec or "pcmu", types)
+
+    def tap(self, channel: str, call: str, leg: str | None) -> str:
+        if self.error is not None:
+            raise self.error
+        self.tapped.append((channel, call, leg))
+        return call or "made-up"
+
     def hang_up(self, id: str) -> bool:
         self.hung_up.append(id)
         return id == UUID
@@ -84,6 +101,12 @@ class FakeService:
             for s in family.samples
             if s.name == f"callscribe_{sample}" and s.labels == labels
         )
+
+
+def announced(body: bytes) -> Announcement:
+    wanted = parse_announcement(body, lambda: UUID)
+    assert isinstance(wanted, Wanted)
+    return wanted.announcement
 
 
 class Client:
@@ -389,7 +412,7 @@ async def test_announce_makes_a_uuid_that_nobody_can_guess() -> None:
     }
 
 
-KEYS = "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra"
+KEYS = "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, media, tap"
 BAD: list[tuple[bytes, str]] = [
     (b"", 'the body is not JSON, for example {"leg": "caller"}'),
     (b"leg=caller", 'the body is not JSON, for example {"leg": "caller"}'),
@@ -460,7 +483,7 @@ async def test_a_wrong_announcement_says_what_is_wrong(body: bytes, sentence: st
 def test_the_longest_announcement_is_taken() -> None:
     body = {key: "é" * 256 for key in ("call", "channel", "uniqueid", "linkedid", "caller")}
     whole = json.dumps({**body, "extra": {f"{i:0256}": "x" * 256 for i in range(16)}}).encode()
-    announcement = parse_announcement(whole.ljust(16_384), lambda: UUID)
+    announcement = announced(whole.ljust(16_384))
     assert announcement.info.channel == "é" * 256
     assert len(announcement.info.extra) == 16
 
@@ -480,7 +503,7 @@ KEY = st.sampled_from(KEYS.split(", ")) | st.text(max_size=9)
 )
 def test_any_body_is_an_announcement_or_a_sentence(body: bytes) -> None:
     try:
-        announcement = parse_announcement(body, lambda: UUID)
+        announcement = announced(body)
     except BadAnnouncement as e:
         str(e).encode("utf-8")  # a lone surrogate could not be answered
         assert 5 < len(str(e)) < 600
@@ -795,3 +818,65 @@ def test_it_runs_on_uvloop() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+
+
+# -- taps ----------------------------------------------------------------------------------------
+
+
+async def test_a_channel_is_tapped() -> None:
+    service = FakeService()
+    async with serving(service, token=TOKEN) as client:
+        for body, tapped in (
+            ({"channel": "PJSIP/alice-00000001"}, ("PJSIP/alice-00000001", "", None)),
+            ({"channel": "1.2", "call": "c-1", "leg": "callee"}, ("1.2", "c-1", "callee")),
+        ):
+            status, answer, _ = await client.ask(
+                "POST", "/calls", json={"tap": True, **body}, headers=BEARER
+            )
+            call = tapped[1] or "made-up"
+            assert (status, answer) == (201, {"call": call, "channel": tapped[0]})
+            assert service.tapped.pop() == tapped
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (LookupError("there is no channel PJSIP/x"), 404),
+        (DeliveryError("ARI is connecting"), 503),
+        (BadAnnouncement("tap: this bridge has no ARI"), 400),
+    ],
+)
+async def test_a_tap_that_cannot_be_says_why(error: Exception, status: int) -> None:
+    service = FakeService()
+    service.error = error
+    async with serving(service, token=TOKEN) as client:
+        found, answer, _ = await client.ask(
+            "POST", "/calls", json={"tap": True, "channel": "PJSIP/x"}, headers=BEARER
+        )
+        assert (found, answer["error"]) == (status, str(error))
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"tap": 1, "channel": "x"}, "tap: expected true or false"),
+        ({"tap": True}, "channel: tap needs the name or the unique id of a channel"),
+        (
+            {"tap": True, "channel": "x", "media": {"type": "rtp"}},
+            "media: does not go with tap; only tap, channel, call, leg do",
+        ),
+        ({"tap": True, "channel": "x", "leg": "third"}, 'leg: expected "caller" or "callee"'),
+        (
+            {"tap": True, "channel": "x\r\ny"},
+            "channel: has control characters, line ends or lone surrogates",
+        ),
+    ],
+)
+def test_a_tap_that_makes_no_sense_is_refused(body: dict[str, object], sentence: str) -> None:
+    with pytest.raises(BadAnnouncement) as e:
+        parse_announcement(json.dumps(body).encode(), lambda: UUID)
+    assert str(e.value) == sentence
+
+
+def test_no_tap_is_an_announcement() -> None:
+    assert announced(b'{"tap": false, "channel": "x"}').info.channel == "x"

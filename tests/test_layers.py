@@ -36,8 +36,11 @@ OURS: dict[str, str] = {
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
     "bridge.line": "bridge.types bridge.leg",
     "bridge.switchboard": f"{CALLS} bridge.line",
-    # The one thing that settings are checked with, and that has no settings itself.
-    "bridge.config": "bridge.errors bridge.egress.signature",
+    # signature: the one thing that settings are checked with, and that has no settings itself.
+    "bridge.config_fields": "",
+    "bridge.config_media": "bridge.config_fields",
+    "bridge.config_control": "bridge.config_fields bridge.egress.signature",
+    "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
     "bridge.listeners": f"{IO} bridge.errors",
@@ -61,8 +64,8 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "rtp_user", "taps", "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor",
-        "doctor_*", "bench.*",
+        "desk", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
+        "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
 
@@ -84,8 +87,8 @@ IMPURE = """
 # Third-party library → the modules that may import it.
 OWNERS = {
     "numpy": "bridge.*",
-    "pydantic": "bridge.config",
-    "pydantic_settings": "bridge.config",
+    "pydantic": "bridge.config bridge.config_*",
+    "pydantic_settings": "bridge.config bridge.config_*",
     "soxr": "bridge.audio.resample bridge.bench.*",
     "panoramisk": "bridge.pbx.ami",
     "prometheus_client": "bridge.metrics",

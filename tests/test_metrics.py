@@ -74,6 +74,8 @@ COUNTED: list[tuple[Callable[[Metrics], None], str, dict[str, str], float]] = [
         0.6,
     ),
     (lambda m: m.lateness(0.003), "loop_lateness_seconds_bucket", {"le": "0.005"}, 1),
+    (lambda m: m.jitter(0.003), "rtp_jitter_seconds_bucket", {"le": "0.005"}, 1),
+    (lambda m: m.warned("srtp_failed"), "warnings_total", {"kind": "srtp_failed"}, 1),
     (lambda m: m.http_response(401), "http_responses_total", {"status": "401"}, 1),
     (lambda m: m.http_response(418), "http_responses_total", {"status": "other"}, 1),
 ]
@@ -113,6 +115,7 @@ def test_names_follow_the_conventions() -> None:
         ("engine_step_seconds", 0.001, 1.0),
         ("word_latency_seconds", 0.05, 10.0),
         ("loop_lateness_seconds", 0.001, 1.0),
+        ("rtp_jitter_seconds", 0.0005, 0.5),
     ],
 )
 def test_buckets_span_what_they_are_for(name: str, lowest: float, highest: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from bridge.types import (
     Final,
     Frame,
     Heard,
+    LegCounts,
     LegName,
     Pressed,
     Refused,
@@ -107,6 +110,55 @@ def frame(start: int, n: int = 160, rate: int = 8000) -> Frame:
 
 def announced(**rules: object) -> Board:
     return Board(**{"mode": "announced", "join_wait": 2.0, **rules})  # type: ignore[arg-type]
+
+
+# -- what the transport knows -------------------------------------------------------------------
+
+
+def lossy(lost: int) -> Callable[[LegCounts], LegCounts]:
+    return lambda counts: replace(counts, packets_lost=lost, jitter=0.5)
+
+
+def test_what_a_transport_lost_is_counted_with_its_leg_and_in_the_end() -> None:
+    b = Board(keep_ended=1)
+    lines = []
+    for n, leg in enumerate(("caller", "callee")):
+        b.announce(U[n], call="c-1", leg=leg)  # type: ignore[arg-type]
+        lines.append(b.board.opened(U[n], "rtp", lambda: None, lambda: 0.0, b.now, lossy(10 + n)))
+        lines[n].audio(frame(0))
+    call = b.board.calls["c-1"]
+    counts = b.board.counts(call)
+    assert [(name, c.frames, c.packets_lost) for name, c in counts.items()] == [
+        ("caller", 1, 10), ("callee", 1, 11),
+    ]  # fmt: skip
+    for line in lines:
+        b.close(line)
+    (ended,) = b.events.bodies(Ended)
+    assert isinstance(ended, Ended)
+    assert ended.legs == b.board.counts(call)
+    assert {name: c.packets_lost for name, c in ended.legs.items()} == {"caller": 10, "callee": 11}
+    # A call by AudioSocket, which loses nothing; the one before is forgotten.
+    b.close(b.open(U[5]))
+    assert b.board.ended.keys() == b.board._counted.keys() == {U[5]}
+    assert b.board.counts(b.board.ended[U[5]])["caller"].packets_lost == 0
+
+
+def test_a_uuid_is_taken_while_it_has_a_line_and_an_announcement_can_be_taken_back() -> None:
+    b = announced()
+    assert not b.board.taken(U[1])
+    waiting = b.open(U[1])
+    assert b.board.taken(U[1])
+    b.announce(U[1])
+    assert b.board.taken(U[1])
+    b.close(waiting)
+    assert not b.board.taken(U[1])
+    b.announce(U[2])
+    b.board.forget(U[2])
+    b.board.forget(U[2])
+    assert not b.board.known(U[2])
+    b.open(U[2])
+    b.later(3.0)
+    assert b.hung_up == [U[2]]
 
 
 # -- open mode --------------------------------------------------------------------------------

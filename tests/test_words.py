@@ -193,6 +193,14 @@ def test_a_word_that_is_cut_off_is_no_longer_than_a_second() -> None:
     assert times(words(alone(short))[0]) == (0.3, 0.38)
 
 
+def test_a_model_that_repeats_itself_spells_no_word_for_ever() -> None:
+    heard = alone(steps("▁hello" + " ," * 300 + " _"))
+    said = words(heard)
+    assert [len(word.text) for word in said] == [132, 128, 301 - 2 * 128]
+    assert [times(word)[1] for word in said[:-1]] == [times(word)[0] for word in said[1:]]
+    assert max(len(word.text) for one in heard if one for word in one.tentative) == 132
+
+
 def test_how_far_it_has_listened_and_what_is_settled() -> None:
     small = alone([Step(energy=LOUD * 2**k) for k in range(4)])
     assert [round(one.at, 6) for one in small if one] == [0.08, 0.16, 0.24, 0.32]

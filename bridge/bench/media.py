@@ -7,6 +7,7 @@ most 70 % of its core and its event loop was at most 10 ms late in 99 % of all l
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from tempfile import NamedTemporaryFile
 
@@ -56,22 +58,28 @@ class Rung:
 def run(args: argparse.Namespace) -> int:
     """Ours and the fifty lines, each up to its most legs or on the given rungs."""
     most = {}
+    rung: Callable[..., Rung] = functools.partial(measure, keepalive=args.keepalive, loop=args.loop)
+    note = f"AudioSocket, silence back: {args.keepalive}"
+    if args.ingress == "rtp":
+        from bridge.bench import rtp
+
+        rung, note = functools.partial(rtp.measure, loop=args.loop), "RTP"
     for kind in [args.only] if args.only else ["naive", "ours"]:
-        most[kind] = climb(kind, args)
+        most[kind] = climb(kind, args, rung, note)
     if len(most) == 2 and all(most.values()):
         print(f"ours / naive: {most['ours'] / most['naive']:.1f}")
     return 0
 
 
-def climb(kind: str, args: argparse.Namespace) -> int:
+def climb(kind: str, args: argparse.Namespace, measure: Callable[..., Rung], note: str) -> int:
     """The most legs that were good; prints every rung."""
-    print(f"{kind}, {args.loop}, silence back: {args.keepalive}, {args.seconds:g} s a rung")
+    print(f"{kind}, {args.loop}, {note}, {args.seconds:g} s a rung")
     print("   legs   CPU  µs/frame  loop late p50/p99 ms  block ready p50/p99 ms  kB/leg  ok")
     best = 0
     again = True  # other tenants of the machine may spoil a rung: one more try
     rungs = list(args.legs or [FIRST[kind]])
     while rungs:
-        rung = measure(rungs.pop(0), args.seconds, kind, args.keepalive, args.loop)
+        rung = measure(rungs.pop(0), args.seconds, kind)
         print(
             f"{rung.legs:7d} {rung.cpu:5.0%} {rung.per_frame * 1e6:9.1f}"
             f" {rung.late50 * 1e3:11.1f} /{rung.late99 * 1e3:7.1f}"
@@ -95,9 +103,9 @@ def climb(kind: str, args: argparse.Namespace) -> int:
     return best
 
 
-def measure(legs: int, seconds: float, kind: str, keepalive: str, loop: str) -> Rung:
+def measure(legs: int, seconds: float, kind: str, *, keepalive: str, loop: str) -> Rung:
     """One rung."""
-    _allow_files(legs + 100)
+    allow_files(legs + 100)
     blocks = int((WARM_UP + seconds + 2) * 12.5) + 50
     shape = (legs, blocks)
     sent = np.zeros(shape)
@@ -113,13 +121,13 @@ def measure(legs: int, seconds: float, kind: str, keepalive: str, loop: str) -> 
     try:
         os.sched_setaffinity(subject.pid, cores[:1])
         os.sched_setaffinity(0, cores[1:] or cores)
-        before = _answer(subject)["rss"]
+        before = answer(subject)["rss"]
         generator = Generator(legs, sock.getsockname(), sent)
         generator.run(WARM_UP)
-        _ask(subject, "zero")
+        ask(subject, "zero")
         first = generator.frames // 4
         lateness = generator.run(seconds)
-        result = _ask(subject, "read")
+        result = ask(subject, "read")
         generator.run(0.3)
         generator.close()
         times = np.asarray(ready) - sent
@@ -205,23 +213,26 @@ class Generator:
             sock.close()
 
 
-def _answer(subject: subprocess.Popen[str]) -> dict[str, float]:
+def answer(subject: subprocess.Popen[str]) -> dict[str, float]:
+    """What the measured process says next. Raises `BridgeError` if it is dead."""
     assert subject.stdout is not None
     line = subject.stdout.readline()
     if not line:
         raise BridgeError("the measured process died; its message is above")
-    answer: dict[str, float] = json.loads(line)
-    return answer
+    said: dict[str, float] = json.loads(line)
+    return said
 
 
-def _ask(subject: subprocess.Popen[str], command: str) -> dict[str, float]:
+def ask(subject: subprocess.Popen[str], command: str) -> dict[str, float]:
+    """Send a line; the answer."""
     assert subject.stdin is not None
     subject.stdin.write(command + "\n")
     subject.stdin.flush()
-    return _answer(subject)
+    return answer(subject)
 
 
-def _allow_files(n: int) -> None:
+def allow_files(n: int) -> None:
+    """Raises `BridgeError` where the system allows fewer open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < n:
         raise BridgeError(f"{n} open files are needed, the limit is {hard}: ulimit -n {n}")

@@ -8,6 +8,7 @@ torch is never imported in the bridge's own process.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,11 @@ from bridge.engine.batcher import Batcher, rules
 from bridge.engine.process import ProcessRows
 from bridge.engine.rows import RowArrays, RowModel
 from bridge.engine.words import WordRows
+from bridge.errors import BridgeError
 from bridge.interfaces import Batch
 from bridge.types import Heard
+
+log = logging.getLogger(__name__)
 
 TARGET = "bridge.engine.kyutai_load:make"
 RATE, BLOCK = 24_000, 1_920  # Hz, samples: Mimi's frame of 80 ms
@@ -73,6 +77,15 @@ def make(settings: EngineSettings) -> Batcher:
     )
 
 
+def _load_languages(languages: list[str]) -> None:
+    """Now, and not at the first final. Without them a call is transcribed all the same."""
+    try:
+        language.load(tuple(languages))
+    except BridgeError as e:
+        log.warning("finals will not say their language: %s", e)
+        languages.clear()
+
+
 def options(settings: EngineSettings) -> dict[str, Any]:
     """What the engine's process is told."""
     names = ("model", "revision", "device", "dtype", "slots", "reserve_gb", "threads")
@@ -103,7 +116,7 @@ def engine(
             options["slots"] = rows.facts.slots  # a model that is made anew has as many
             languages[:] = rows.facts.languages
             if len(languages) > 1:
-                language.load(tuple(languages))  # now, and not at the first final
+                _load_languages(languages)
             return KyutaiModel(rows, rows.arrays, watchdog=settings.watchdog)
         except BaseException:
             rows.close()

@@ -27,6 +27,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,11 @@ from bridge.types import Heard, Word
 
 PATIENCE = 6.0  # s of speech without text, then a row is stuck
 MAX_CUT = 1.0  # s; a word that the row's end cut off is no longer, as in Kyutai's script
+MAX_PIECES = 128  # of a word; a model that repeats a piece for ever would spell one for ever
 ATTENTIVE = 12.0  # s after speech or text in which every step is news; a turn may end after 10
 SELDOM = 12  # steps; later it is one step of so many
+
+_Said: TypeAlias = tuple[tuple[Word, ...], tuple[Word, ...]]  # words, guesses
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -140,7 +144,7 @@ class WordRows:
 
     def _say(
         self, rows: npt.NDArray[np.intp], arrays: RowArrays, text: Mask, ending: Mask
-    ) -> dict[int, tuple[tuple[Word, ...], tuple[Word, ...]]]:
+    ) -> dict[int, _Said]:
         """Words and guesses of the rows that have an open word or a piece."""
         said = {}
         for row, token, p, is_text, ends in zip(
@@ -148,7 +152,7 @@ class WordRows:
             text[rows].tolist(), ending[rows].tolist(), strict=True,
         ):  # fmt: skip
             words: tuple[Word, ...] = ()
-            if not is_text or self._begins[token]:
+            if not is_text or self._begins[token] or self._is_long(row):
                 words = self._close(row, self._time(row))
             if is_text:
                 self._piece(row, token, p)
@@ -184,9 +188,12 @@ class WordRows:
     def _cut(self, row: int) -> tuple[Word, ...]:
         """The row's open word, as far as it came."""
         word = self._open.get(row)
-        return (
-            () if word is None else self._close(row, min(self._time(row, 1), word.start + MAX_CUT))
-        )
+        end = 0.0 if word is None else min(self._time(row, 1), word.start + MAX_CUT)
+        return self._close(row, end)
+
+    def _is_long(self, row: int) -> bool:
+        word = self._open.get(row)
+        return word is not None and word.pieces >= MAX_PIECES
 
     def _guess(self, row: int) -> tuple[Word, ...]:
         word = self._open.get(row)
@@ -195,26 +202,22 @@ class WordRows:
     def _told(
         self,
         rows: npt.NDArray[np.intp],
-        said: dict[int, tuple[tuple[Word, ...], tuple[Word, ...]]],
+        said: dict[int, _Said],
         pause: npt.NDArray[np.float32],
         stuck: Mask,
     ) -> dict[int, Heard]:
         facts = self._facts
         frames = facts.prefix // facts.block + self._steps[rows]
         at = np.maximum(0.0, (frames * facts.block - facts.prefix) / facts.rate)
-        settled = (at - facts.delay).tolist()
-        nothing: tuple[tuple[Word, ...], tuple[Word, ...]] = ((), ())
+        settled = at - facts.delay
+        columns = (pause[rows].tolist(), at.tolist(), settled.tolist(), stuck[rows].tolist())
         return {
-            row: Heard(*said.get(row, nothing), *rest)
-            for row, *rest in zip(
-                rows.tolist(),
-                pause[rows].tolist(),
-                at.tolist(),
-                settled,
-                stuck[rows].tolist(),
-                strict=True,
-            )  # fmt: skip
+            row: Heard(*said.get(row, _NOTHING), *rest)
+            for row, *rest in zip(rows.tolist(), *columns, strict=True)
         }
+
+
+_NOTHING: _Said = ((), ())
 
 
 def _check(arrays: RowArrays) -> None:

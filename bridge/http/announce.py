@@ -1,14 +1,22 @@
-"""The body of POST /calls: parsed once, here, into an `Announcement` that cannot be wrong."""
+"""The body of POST /calls: parsed once, here, into what cannot be wrong in itself.
+
+{"leg": "caller", "call": "c-1"}                          a UUID for AudioSocket
+{…, "media": {"type": "rtp", "codec": "pcmu"}}            a UDP port for RTP
+{"tap": true, "channel": "PJSIP/alice-00000001"}          Asterisk is asked for the call's audio
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 from bridge.errors import BridgeError
+from bridge.media import MediaKind, MediaRequest, SrtpKey
 from bridge.types import Announcement, CallInfo, LegName
 
 MAX_BODY = 16_384  # bytes
@@ -16,8 +24,19 @@ MAX_TEXT = 256  # characters
 MAX_EXTRA = 16
 
 NAMES = ("channel", "uniqueid", "linkedid", "caller", "callee")
-KEYS = ("uuid", "call", "leg", *NAMES, "extra")
+KEYS = ("uuid", "call", "leg", *NAMES, "extra", "media", "tap")
+TAP_KEYS = ("tap", "channel", "call", "leg")
+KINDS = ("rtp", "l16")
+MEDIA_KEYS = ("type", "codec", "from", "ptime", "payload_types", "srtp")
+SRTP_KEYS = ("suite", "key")
+MAX_TYPES = 32
+PTIME = (10, 60)  # ms, as in SDP
 LEGS = ("caller", "callee")
+# [v6]:port, v4:port, v6; each gives a host and a port that may be empty
+_PORT = "(?::([0-9]{1,6}))"
+_FROM = re.compile(
+    rf"\[([0-9a-fA-F:.]+)\](?:{_PORT}|())|([0-9.]+)(?:{_PORT}|())|([0-9a-fA-F:.]+)()"
+)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # Control characters and line ends could become lines of an AMI action (RELIABILITY S7); a lone
 # surrogate, which JSON can spell, cannot be written to any sink at all.
@@ -28,16 +47,49 @@ class BadAnnouncement(BridgeError):
     """The body is not an announcement. The text says which key, and what was expected."""
 
 
-def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Announcement:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A leg that will come. `media`: None for AudioSocket, which needs no port."""
+
+    announcement: Announcement
+    media: MediaRequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class TapWanted:
+    """A channel that is up, to be listened to. `leg`: None for both parties of its call."""
+
+    channel: str
+    call: str
+    leg: LegName | None
+
+
+def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Wanted | TapWanted:
     """Check every key and value; a missing uuid comes from `new_uuid`. Raises `BadAnnouncement`."""
     given = _object(body)
     for key in given:
         if key not in KEYS:
             raise BadAnnouncement(f"{_shown(key)} is not a key; the keys are {', '.join(KEYS)}")
+    if given.get("tap", False) is not False:
+        return _tap(given)
     texts = {key: _text(key, given.get(key, "")) for key in ("call", *NAMES)}
     uuid = _uuid(given["uuid"]) if "uuid" in given else new_uuid()
     info = CallInfo(id="", extra=_extra(given.get("extra", {})), **{k: texts[k] for k in NAMES})
-    return Announcement(uuid, texts["call"], _leg(given.get("leg", "caller")), info)
+    announcement = Announcement(uuid, texts["call"], _leg(given.get("leg", "caller")), info)
+    return Wanted(announcement, _media(given["media"]) if "media" in given else None)
+
+
+def _tap(given: dict[str, object]) -> TapWanted:
+    if given["tap"] is not True:
+        raise BadAnnouncement("tap: expected true or false")
+    for key in given:
+        if key not in TAP_KEYS:
+            raise BadAnnouncement(f"{key}: does not go with tap; only {', '.join(TAP_KEYS)} do")
+    channel = _text("channel", given.get("channel", ""))
+    if not channel:
+        raise BadAnnouncement("channel: tap needs the name or the unique id of a channel")
+    leg = _leg(given["leg"]) if "leg" in given else None
+    return TapWanted(channel, _text("call", given.get("call", "")), leg)
 
 
 def _object(body: bytes) -> dict[str, object]:
@@ -92,6 +144,74 @@ def _extra(value: object) -> dict[str, str]:
         raise BadAnnouncement("extra: a key is empty")
     # Keys go where values go, so they pass the same check before they are shown.
     return {_text("a key of extra", k): _text(f"extra.{_shown(k)}", v) for k, v in value.items()}
+
+
+# -- media -------------------------------------------------------------------------------------
+
+
+def _media(value: object) -> MediaRequest:
+    given = _keys("media", value, MEDIA_KEYS)
+    kind = given.get("type")
+    if kind not in KINDS:
+        raise BadAnnouncement('media.type: expected "rtp", or "l16" for samples without a header')
+    types = given.get("payload_types", {})
+    if not isinstance(types, dict):
+        raise BadAnnouncement('media.payload_types: expected an object, as {"96": "l16/16000"}')
+    if len(types) > MAX_TYPES:
+        raise BadAnnouncement(f"media.payload_types: more than {MAX_TYPES} entries")
+    return MediaRequest(
+        kind=cast(MediaKind, kind),
+        codec=_text("media.codec", given.get("codec", "")),
+        source=_source(given["from"]) if "from" in given else None,
+        payload_types={
+            _text("a key of media.payload_types", k): _text(f"media.payload_types.{_shown(k)}", v)
+            for k, v in types.items()
+        },
+        ptime=_ptime(given["ptime"]) if "ptime" in given else None,
+        srtp=_srtp(given["srtp"]) if "srtp" in given else None,
+    )
+
+
+def _keys(name: str, value: object, keys: tuple[str, ...]) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise BadAnnouncement(f"{name}: expected an object with the keys {', '.join(keys)}")
+    for key in value:
+        if key not in keys:
+            sentence = f"{name}.{_shown(key)} is not a key; the keys are {', '.join(keys)}"
+            raise BadAnnouncement(sentence)
+    return value
+
+
+def _source(value: object) -> tuple[str, int | None]:
+    """An IP address, with a port or without. Names are not looked up: nothing here waits."""
+    found = _FROM.fullmatch(_text("media.from", value))
+    try:
+        host, port = [text for text in found.groups() if text is not None] if found else ("", "")
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise BadAnnouncement(
+            'media.from: expected an IP address and a port, as "192.0.2.1:4000", or the address'
+        ) from None
+    if port and not 1 <= int(port) <= 65535:
+        raise BadAnnouncement("media.from: a port is 1 to 65535")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address), int(port) if port else None
+
+
+def _ptime(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadAnnouncement("media.ptime: expected milliseconds, as 20")
+    if not PTIME[0] <= value <= PTIME[1]:
+        raise BadAnnouncement(f"media.ptime: expected {PTIME[0]} to {PTIME[1]} milliseconds")
+    return value / 1000
+
+
+def _srtp(value: object) -> SrtpKey:
+    given = _keys("media.srtp", value, SRTP_KEYS)
+    for key in SRTP_KEYS:
+        if key not in given:
+            raise BadAnnouncement(f"media.srtp.{key}: is missing")
+    return SrtpKey(*(_text(f"media.srtp.{key}", given[key]) for key in SRTP_KEYS))
 
 
 def _shown(key: str) -> str:

@@ -15,9 +15,15 @@ from collections.abc import Collection, Mapping
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from bridge.errors import Busy
+from bridge.errors import Busy, DeliveryError
 from bridge.http.access import Access, Check, Refusal
-from bridge.http.announce import MAX_BODY, BadAnnouncement, Wanted, parse_announcement
+from bridge.http.announce import (
+    MAX_BODY,
+    BadAnnouncement,
+    TapWanted,
+    Wanted,
+    parse_announcement,
+)
 from bridge.http.health import HEALTH
 from bridge.http.listener import Connection, HttpServer
 from bridge.http.service import LIMITS, SERVICE, Handler, Health, Limits, Service
@@ -152,14 +158,19 @@ async def announce(request: web.Request) -> web.StreamResponse:
         answer = _announced(request.app[SERVICE], wanted)
     except BadAnnouncement as e:
         raise Refusal(400, str(e)) from None
-    except Busy as e:
+    except (Busy, DeliveryError) as e:
         raise Refusal(503, str(e), Retry_After=RETRY_AFTER) from None
+    except LookupError as e:
+        raise Refusal(404, str(e.args[0])) from None
     except ValueError as e:
         raise Refusal(409, str(e)) from None
     return web.json_response(answer, status=201)
 
 
-def _announced(service: Service, wanted: Wanted) -> dict[str, object]:
+def _announced(service: Service, wanted: Wanted | TapWanted) -> dict[str, object]:
+    if isinstance(wanted, TapWanted):
+        call = service.tap(wanted.channel, wanted.call, wanted.leg)
+        return {"call": call, "channel": wanted.channel}
     announcement = wanted.announcement
     answer: dict[str, object] = {
         "uuid": announcement.uuid,

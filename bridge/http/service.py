@@ -8,8 +8,9 @@ from typing import Protocol, TypeAlias
 
 from aiohttp import web
 
+from bridge.media import MediaAddress, MediaRequest
 from bridge.metrics import Metrics
-from bridge.types import Announcement
+from bridge.types import Announcement, LegName
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -57,8 +58,18 @@ class Service(Protocol):
     def announce(self, announcement: Announcement) -> float:
         """Expect this UUID; seconds it stays valid. Raises `Busy`, or ValueError if it is taken."""
 
+    def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
+        """Open a port for this UUID's stream. As `announce`, and `BadAnnouncement`."""
+
+    def tap(self, channel: str, call: str, leg: LegName | None) -> str:
+        """Listen to the call of a channel of Asterisk; the call's id. `leg`: None for both.
+
+        Raises LookupError for an unknown channel, `DeliveryError` while ARI is not there,
+        `BadAnnouncement` without ARI.
+        """
+
     def hang_up(self, id: str) -> bool:
-        """End a call. False for one that is not running."""
+        """End a call; close ports that were opened for it. False if there is no such call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,263 @@
+"""An Asterisk with ARI, beside the laboratory's common one, and a bridge that taps its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from lab import MODULES, Lab, LabError, free_port
+from lab_wait import WAIT, Watched
+
+from bridge.config import from_dict
+from bridge.pbx.ari import AriLink
+from bridge.server import Server
+from bridge.types import CallEvent, Ended, Final, LegName, Refused
+
+ARI_MODULES = """
+app_stasis bridge_softmix chan_rtp func_dialplan res_ari res_ari_applications
+res_ari_asterisk res_ari_bridges res_ari_channels res_ari_events res_ari_model res_http_websocket
+res_rtp_multicast res_stasis res_stasis_answer res_stasis_playback res_stasis_recording
+res_stasis_snoop res_websocket_client
+""".split()
+
+HTTP = """
+#include "sample-http.conf"
+[general](+)
+bindport = {port}
+"""
+
+ARI = """
+#include "sample-ari.conf"
+[callscribe](+)
+password = {secret}
+[reader]
+type = user
+read_only = yes
+password = {secret}
+"""
+
+# Ways in which two come to talk; who says what, and who is called, is told by the test.
+DIALPLAN = """
+[ari]
+exten => call,1,Answer()
+ same => n,Dial(${LAB_CALLEE},30,g)
+ same => n,UserEvent(LabAfter,Dial: ${DIALSTATUS})
+exten => unanswered,1,Dial(${LAB_CALLEE},30)
+exten => asks,1,Gosub(callscribe-tap,s,1)
+ same => n,Dial(${LAB_CALLEE},30)
+exten => names,1,Answer()
+ same => n,Gosub(callscribe-tap,s,1(callee,the-name))
+ same => n,Dial(${LAB_CALLEE},30)
+exten => stasis,1,Answer()
+ same => n,Gosub(callscribe-tap-stasis,s,1)
+ same => n,UserEvent(LabAfter,Status: ${CALLSCRIBE_STATUS})
+ same => n,Dial(${LAB_CALLEE},30)
+exten => behind,1,Dial(Local/callee@lab/n,30)
+exten => dies,1,Answer()
+ same => n,Hangup()
+exten => _2XX,1,Goto(call,1)
+exten => _3XX,1,Goto(call,1)
+[callscribe-phone](+)
+exten => talk,1,Goto(ari,call,1)
+"""
+
+
+class AriLab(Lab):
+    """As `Lab`, with ARI on port `ari`. `secret` is also the password of its users."""
+
+    def __init__(self) -> None:
+        self.ari = free_port()
+        super().__init__()
+
+    def _configure(self) -> None:
+        super()._configure()
+        assert not set(ARI_MODULES) & set(MODULES)
+        with (self.outside / "modules.conf").open("a") as modules:
+            modules.writelines(f"load = {name}.so\n" for name in ARI_MODULES)
+        with (self.outside / "extensions.conf").open("a") as dialplan:
+            dialplan.write(DIALPLAN)
+        (self.outside / "websocket_client.conf").write_text("")
+        (self.outside / "http.conf").write_text(HTTP.format(port=self.ari))
+        (self.outside / "ari.conf").write_text(ARI.format(secret=self.secret))
+
+    @property
+    def url(self) -> str:
+        """ari.url."""
+        return f"http://127.0.0.1:{self.ari}/ari"
+
+
+class Rest:
+    """A small ARI client of the tests' own: what is there, and what to do with it."""
+
+    def __init__(self, lab: AriLab, session: aiohttp.ClientSession) -> None:
+        self._lab, self._session = lab, session
+
+    async def ask(self, method: str, path: str, **params: str) -> Any:
+        """The answer to a request. Raises `LabError` unless it is a success."""
+        async with self._session.request(method, self._lab.url + path, params=params) as answer:
+            text = await answer.text()
+            if answer.status >= 300:
+                raise LabError(f"{method} {path}: {answer.status} {text}")
+            return json.loads(text) if text else None
+
+    async def channels(self) -> dict[str, dict[str, Any]]:
+        """All channels, by name."""
+        return {channel["name"]: channel for channel in await self.ask("GET", "/channels")}
+
+    async def find(self, begin: str, end: str = "") -> dict[str, Any]:
+        """The channel whose name begins and ends so, come or to come."""
+        async with asyncio.timeout(WAIT):
+            while True:
+                for name, channel in (await self.channels()).items():
+                    if name.startswith(begin) and name.endswith(end):
+                        return channel
+                await asyncio.sleep(0.01)
+
+    async def up(self, count: int) -> dict[str, dict[str, Any]]:
+        """All channels that no bridge of ours made, once so many are up."""
+        async with asyncio.timeout(WAIT):
+            while True:
+                found = {
+                    name: channel
+                    for name, channel in (await self.channels()).items()
+                    if not name.startswith(("Snoop/", "AudioSocket/")) and channel["state"] == "Up"
+                }
+                if len(found) == count:
+                    return found
+                await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def hold(self, app: str) -> AsyncIterator[None]:
+        """Be that application, and do nothing with what comes."""
+        params = {"app": app}
+        async with self._session.ws_connect(f"{self._lab.url}/events", params=params):
+            yield
+
+    async def only(self, kind: str) -> None:
+        """Wait until all channels are of this kind."""
+        async with asyncio.timeout(WAIT):
+            while {name.partition("/")[0] for name in await self.channels()} != {kind}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def nothing_left(self) -> None:
+        """Wait until there is neither a channel nor a bridge."""
+        left: list[str] = []
+        try:
+            async with asyncio.timeout(WAIT):
+                while True:
+                    left = [*await self.channels()]
+                    left += [bridge["id"] for bridge in await self.ask("GET", "/bridges")]
+                    if not left:
+                        return
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"left in Asterisk: {left}") from None
+
+
+@asynccontextmanager
+async def rest(lab: AriLab) -> AsyncIterator[Rest]:
+    """Log in as the bridge does."""
+    auth = aiohttp.BasicAuth("callscribe", lab.secret)
+    async with aiohttp.ClientSession(auth=auth, trust_env=False) as session:
+        yield Rest(lab, session)
+
+
+class Told(Watched):
+    """An egress that remembers. Implements `bridge.interfaces.Egress`."""
+
+    name = "told"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[CallEvent] = []
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def deliver(self, event: CallEvent) -> None:
+        await self.change(lambda: self.events.append(event))
+
+    def words(self, call: str, leg: LegName) -> list[str]:
+        """The words of a leg's finals."""
+        bodies = [e.body for e in self.events if e.call.id == call and e.leg == leg]
+        return [w.text for body in bodies if isinstance(body, Final) for w in body.words]
+
+    def calls(self) -> list[str]:
+        """Ids of calls, in the order of their first event."""
+        return list(dict.fromkeys(event.call.id for event in self.events))
+
+    def ended(self) -> list[str]:
+        """Calls that are over."""
+        return [e.call.id for e in self.events if isinstance(e.body, Ended)]
+
+    def refused(self) -> list[str]:
+        """Calls that were not taken."""
+        return [e.call.id for e in self.events if isinstance(e.body, Refused)]
+
+    def seen(self) -> str:
+        return str([(e.call.id, e.seq, e.leg, type(e.body).__name__) for e in self.events])
+
+
+class Tapping:
+    """A bridge in this process: its server, its ARI link, and what was told."""
+
+    def __init__(self, server: Server, link: AriLink, told: Told, port: int) -> None:
+        self.server, self.link, self.told, self.port = server, link, told, port
+
+    async def until(self, wanted: Callable[[], object], what: str) -> None:
+        """Wait for something of the link's, or of the taps'."""
+        try:
+            async with asyncio.timeout(WAIT):
+                while not wanted():  # noqa: ASYNC110 - nobody tells us
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            taps = self.link.taps
+            seen = f"{self.link.state} {taps.describe()} {taps.counters}"
+            raise AssertionError(f"waited for {what}; seen: {seen}") from None
+
+    async def until_up(self, legs: int) -> None:
+        """Wait until just so many legs are heard."""
+        await self.until(lambda: self.link.taps.states()["up"] == legs, f"{legs} legs that are up")
+
+
+def settings(lab: AriLab, port: int, slots: int, ari: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of a bridge that taps `lab`."""
+    base = {"url": lab.url, "username": "callscribe", "password": lab.secret}
+    return {
+        "engine": {"kind": "tones", "slots": slots},
+        "audiosocket": {"listen": f"127.0.0.1:{port}"},
+        "ari": base | ari,
+        "service": {"drain_timeout": 0.0, "flush_timeout": 2.0},
+    }
+
+
+@asynccontextmanager
+async def serve(
+    lab: AriLab, *, slots: int = 32, wait: bool = True, **ari: Any
+) -> AsyncIterator[Tapping]:
+    """A bridge with these settings in [ari], logged in, where the dialplan's CALLSCRIBE points."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    told = Told()
+    chosen = from_dict(settings(lab, port, slots, ari))
+    server = Server(chosen, sinks=[told])
+    link = server.ari
+    assert link is not None
+    if lab.running:
+        lab.call_bridge_at(port)
+    try:
+        await server.start({"audiosocket": sock})
+        if wait:
+            await asyncio.wait_for(link.up(), WAIT)
+        yield Tapping(server, link, told, port)
+    finally:
+        await link.close()  # before the calls end: what is removed is the tap's own doing
+        await server.drain()
+        await server.close()
+        sock.close()
