@@ -108,11 +108,7 @@ class Switchboard:
             raise Busy("draining", "the bridge is shutting down")
         if uuid in self._lines:  # late: no new call, but we know more about this one
             line, call = self._lines[uuid]
-            first = next(iter(call.legs.values()), None)
-            if line.leg is first or line.leg is None:
-                call.learn(announcement.info)
-            else:
-                call.learn(_of_second_leg(line.leg.name, announcement.info))
+            _learn(call, line.leg.name if line.leg else announcement.leg, announcement.info)
             return 0.0
         before = self._announced.pop(uuid, None)
         if before is not None:
@@ -218,7 +214,7 @@ class Switchboard:
         try:
             if call is not None:
                 leg = self._add_leg(call, announcement.leg, line)
-                call.learn(_of_second_leg(leg.name, announcement.info))
+                _learn(call, leg.name, announcement.info)
             else:
                 call, leg = self._new_call(announcement.leg, line, info)
         except Busy as e:
@@ -354,7 +350,20 @@ def _together(old: Announcement, new: Announcement) -> Announcement:
     return Announcement(new.uuid, new.call or old.call, leg, merged(old.info, new.info))
 
 
-def _of_second_leg(name: LegName, info: CallInfo) -> CallInfo:
-    """Channel fields of a call are those of its first leg; a second leg adds its own as extra."""
-    extra = {f"{name}_channel": info.channel, f"{name}_uniqueid": info.uniqueid}
-    return CallInfo(id="", extra={**info.extra, **{k: v for k, v in extra.items() if v}})
+def _learn(call: Call, name: LegName, info: CallInfo) -> None:
+    """Channel fields of a call are those of its caller's leg; the other's are in `extra`.
+
+    While there is no caller's leg they are the callee's, and give way to the caller's.
+    """
+    if name == "callee" and "caller" in call.legs:
+        call.learn(CallInfo(id="", extra={**info.extra, **_channel("callee", info)}))
+        return
+    known = call.info
+    moved = name == "caller" and "callee" in call.legs and info.channel not in ("", known.channel)
+    extra = _channel("callee", known) if moved else {}
+    call.learn(replace(info, extra={**extra, **info.extra}))
+
+
+def _channel(name: LegName, info: CallInfo) -> dict[str, str]:
+    own = {f"{name}_channel": info.channel, f"{name}_uniqueid": info.uniqueid}
+    return {key: value for key, value in own.items() if value}

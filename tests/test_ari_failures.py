@@ -282,7 +282,7 @@ def test_a_loss_of_ari_ends_no_tap(make: Make, kind: str) -> None:
     lab.world.talk()
     lab.wait(1)
     heard = lab.legs()
-    lab.taps.lost("Asterisk closed the connection")
+    lab.taps.lost("Asterisk closed the connection", lab.now)
     lab.wait(60)
     assert lab.legs() == heard
     lab.connect()
@@ -297,7 +297,7 @@ def test_what_was_under_way_when_ari_went_is_begun_anew_when_it_comes(
     lab.silent = "/continue" if kind == "dialplan" else "addChannel"
     a = lab.world.new("PJSIP/alice-00000001")
     lab.run()
-    lab.taps.lost("it was stopped")
+    lab.taps.lost("it was stopped", lab.now)
     assert lab.notices == [
         "PJSIP/alice-00000001 is not tapped: ARI is down: it was stopped; it is tried again"
     ]
@@ -315,7 +315,7 @@ def test_what_ended_unseen_is_found_out(make: Make, kind: str) -> None:
     lab = make(*ALL, kind=kind)
     a, b = lab.world.talk()
     lab.wait(1)
-    lab.taps.lost("it was stopped")
+    lab.taps.lost("it was stopped", lab.now)
     lab.world.hang_up(a)
     lab.world.hang_up(next(id for id in lab.world.channels if OURS.fullmatch(id)))
     c, d = lab.world.talk("PJSIP/carol", "PJSIP/dave")
@@ -328,7 +328,7 @@ def test_after_a_restart_of_asterisk_nothing_is_remembered(make: Make) -> None:
     lab = make(*ALL)
     lab.world.talk()
     lab.wait(1)
-    lab.taps.lost("it was stopped")
+    lab.taps.lost("it was stopped", lab.now)
     lab.world.channels.clear()
     lab.world.bridges.clear()
     lab.connect()
@@ -344,7 +344,7 @@ def test_events_that_come_before_the_listing_count(make: Make) -> None:
     lab = make(*ALL)
     a = lab.world.new("PJSIP/alice-00000001", "Ring")
     lab.run()
-    lab.taps.lost("for a moment")
+    lab.taps.lost("for a moment", lab.now)
     lab.taps.connected()
     listing = json.dumps(lab.world.ask("GET", "/channels", {})[1])
     b = lab.world.new("PJSIP/bob-00000002")
@@ -376,7 +376,7 @@ def test_a_step_that_was_done_but_not_confirmed_when_ari_went_is_done_anew(make:
     lab.mute = "/continue"
     a = lab.world.new("PJSIP/alice-00000001")
     lab.run()
-    lab.taps.lost("it was stopped")
+    lab.taps.lost("it was stopped", lab.now)
     lab.mute = ""
     lab.connect()
     lab.wait(1)
@@ -504,7 +504,7 @@ def act(lab: TapsLab, what: str, m: int, n: int) -> None:
         case "room":
             world.room = m
         case "lose":
-            lab.taps.lost("the test's wish")
+            lab.taps.lost("the test's wish", lab.now)
         case "connect":
             lab.connect()
 

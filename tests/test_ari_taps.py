@@ -13,7 +13,7 @@ import pytest
 from fake_ari import TapsLab, World, labs
 
 from bridge.pbx import ari_events
-from bridge.pbx.ari_calls import SETTLE
+from bridge.pbx.ari_calls import FIRST, SETTLE
 from bridge.pbx.ari_events import Wish
 from bridge.pbx.ari_rules import Rule
 from bridge.pbx.ari_taps import NoChannel
@@ -54,7 +54,7 @@ def test_what_is_announced_says_who_talks(make: Make) -> None:
     lab.world.up(b)
     lab.world.up(a)
     lab.run()
-    callee, caller = lab.announced.values()
+    caller, callee = lab.announced.values()
     assert (caller.leg, callee.leg) == ("caller", "callee")
     assert caller.call == callee.call != caller.uuid
     assert (caller.info.channel, caller.info.uniqueid) == ("PJSIP/alice-00000001", a)
@@ -62,6 +62,41 @@ def test_what_is_announced_says_who_talks(make: Make) -> None:
     assert (caller.info.context, caller.info.exten) == ("in", "200")
     assert (callee.info.channel, callee.info.callee) == ("PJSIP/bob-00000002", "200")
     assert caller.info.linkedid == callee.info.linkedid == a  # the oldest, as Asterisk has it
+
+
+def test_the_callers_leg_comes_first_whoever_answers_first(make: Make, kind: str) -> None:
+    """Whose audio comes first opens the call, and names its channel."""
+    lab = make(*ALL, kind=kind)
+    a = lab.world.new("PJSIP/alice-00000001", "Ring")
+    b = lab.world.new("PJSIP/bob-00000002", "Down")
+    lab.world.dial(a, b)
+    lab.world.up(b)
+    lab.wait(FIRST / 2)
+    assert lab.announced == {}
+    lab.world.up(a)
+    lab.run()
+    assert [announced.leg for announced in lab.announced.values()] == ["caller", "callee"]
+    assert list(lab.world.heard) == list(lab.announced)
+
+
+def test_a_callee_waits_no_longer_than_a_moment_for_its_caller(make: Make) -> None:
+    lab = make(*ALL)
+    a = lab.world.new("PJSIP/alice-00000001", "Ring")
+    b = lab.world.new("PJSIP/bob-00000002", "Down")
+    lab.world.dial(a, b)
+    lab.world.up(b)
+    lab.wait(FIRST)
+    assert [announced.leg for announced in lab.announced.values()] == ["callee"]
+
+
+def test_a_callee_does_not_wait_for_a_caller_who_cannot_be_heard(make: Make) -> None:
+    lab = make(*ALL)
+    lab.world.errors = {"/snoop/": 500}
+    lab.world.talk()
+    lab.run()
+    assert [announced.leg for announced in lab.announced.values()] == ["caller", "callee"]
+    lab.wait(1)
+    assert set(lab.one_call()) == {"caller", "callee"}
 
 
 def test_asterisks_own_linkedid_wins(make: Make) -> None:
@@ -395,7 +430,7 @@ def replay(lab: TapsLab, name: str) -> None:
             lab.taps.event(event, lab.now)
         lab.taps.expire(lab.now)
         lab.taps.requests()
-        lab.now += 0.01
+        lab.now += 0.05
 
 
 def test_a_softphones_call_as_asterisk_told_it() -> None:

@@ -337,6 +337,21 @@ def test_a_second_leg_adds_its_channel_and_changes_nothing() -> None:
     assert info.extra == {"callee_channel": "PJSIP/2", "callee_uniqueid": "9.2"}
 
 
+def test_a_callee_who_is_heard_first_gives_way_to_the_callers_channel() -> None:
+    """Variables are set on the call's channel: the one whose dialplan goes on is the caller's."""
+    b = announced()
+    b.announce(U[2], call="c-7", leg="callee", channel="PJSIP/2", uniqueid="9.2")
+    b.open(U[2])
+    assert b.board.calls["c-7"].info.channel == "PJSIP/2"
+    b.announce(U[1], call="c-7", leg="caller", channel="PJSIP/1", uniqueid="9.1")
+    b.open(U[1])
+    info = b.board.calls["c-7"].info
+    assert (info.channel, info.uniqueid) == ("PJSIP/1", "9.1")
+    assert info.extra == {"callee_channel": "PJSIP/2", "callee_uniqueid": "9.2"}
+    b.announce(U[2], call="c-7", leg="callee", channel="PJSIP/2", uniqueid="9.2")
+    assert b.board.calls["c-7"].info == info, "told again, late: nothing new"
+
+
 def test_a_late_announcement_only_adds() -> None:
     b = Board()
     b.open(U[1])

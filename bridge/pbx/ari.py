@@ -199,7 +199,8 @@ class AriLink:
                 self._http = None
                 error = await _end([*tasks, *self._asking])
                 await events.close()
-                self.taps.lost(str(error) if isinstance(error, BridgeError) else "its link ended")
+                why = str(error) if isinstance(error, BridgeError) else "its link ended"
+                self.taps.lost(why, self._clock())
                 self._turn()
             if error is not None:
                 raise error

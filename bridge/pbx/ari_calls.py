@@ -24,6 +24,10 @@ from bridge.types import Announcement, CallInfo, LegName
 # channels come in any order, and a Local channel is tapped only where nothing better is
 SETTLE = 0.25
 
+# s that a callee's tap waits for the caller's: whose audio comes first opens the call, and the call
+# should be known by the caller's channel, whoever has answered first
+FIRST = 0.1
+
 NOT_DIALLED = frozenset(("", "s", "h", "i", "t", "T", "o", "a", "e", "failed"))
 
 
@@ -247,7 +251,12 @@ class TappedCalls:
             return
         self.by_channel[id] = call
         tap = self.new_tap(call, leg, id, now)
-        self.begin(call, tap, now)
+        caller = call.taps.get("caller")
+        if leg == "callee" and "caller" in call.wants and (caller is None or caller.coming):
+            tap.due = now + FIRST
+            self.alarms.set(call, tap)
+        else:
+            self.begin(call, tap, now)
 
     def _gives_way(self, call: TappedCall, before: Tap, id: str) -> bool:
         """Has the leg that we have become another channel's, as after a transfer?"""
@@ -287,7 +296,7 @@ class TappedCalls:
     def begin(self, call: TappedCall, tap: Tap, now: float) -> None:
         """An attempt at a tap that waits."""
         party = self._channels.get(tap.channel)
-        if party is None:
+        if party is None or not self.synced:
             return
         self.by_uuid.pop(tap.uuid, None)
         if tap.attempts and not any(other.live for other in call.taps.values()):
@@ -301,7 +310,7 @@ class TappedCalls:
         except (BridgeError, ValueError) as e:
             before = tap.standing
             tap.fail(Failure("announce", str(e)), now, self.jitter())
-            self.judge(call, tap, before)
+            self.judge(call, tap, before, now)
             return
         tap.begin(uuid, now)
         self.alarms.set(call, tap)
@@ -325,11 +334,15 @@ class TappedCalls:
 
     # -- what becomes of it -------------------------------------------------------------------
 
-    def judge(self, call: TappedCall, tap: Tap, before: object) -> None:
+    def judge(self, call: TappedCall, tap: Tap, before: object, now: float) -> None:
         """Count and tell what has just come of a tap, whose `standing` was `before`."""
         self.alarms.set(call, tap)
         if tap.standing == before:
             return
+        callee = call.taps.get("callee")
+        if callee is not None and callee.fresh and tap.leg == "caller" and not tap.coming:
+            callee.due = None
+            self.begin(call, callee, now)
         why = tap.failure
         if tap.state == "up":
             self.counters["up"] += 1

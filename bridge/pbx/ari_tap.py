@@ -138,6 +138,16 @@ class Tap:
         return self.state not in ("waiting", "ending", "over")
 
     @property
+    def coming(self) -> bool:
+        """Its audio is not there yet, but may be in a moment."""
+        return self.fresh or self.state in ("snooping", "connecting", "joining")
+
+    @property
+    def fresh(self) -> bool:
+        """Nothing has been tried yet."""
+        return self.state == "waiting" and not self.uuid
+
+    @property
     def standing(self) -> tuple[State, int, Failure | None]:
         """Changes whenever there is something to count or to tell."""
         return self.state, self.attempts, self.failure

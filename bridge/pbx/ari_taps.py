@@ -102,12 +102,13 @@ class Taps:
             self._calls.place(party)
         for party in parties:
             self._calls.touch(party.channel.id, now)
-        for call, tap in list(self._calls.by_uuid.values()):
-            if tap.state == "waiting" and tap.due is None:
-                tap.due = now
-                self._calls.alarms.set(call, tap)
+        for call in self._calls.by_first.values():
+            for tap in call.taps.values():
+                if tap.state == "waiting" and tap.due is None:
+                    tap.due = now
+                    self._calls.alarms.set(call, tap)
 
-    def lost(self, reason: str) -> None:
+    def lost(self, reason: str, now: float) -> None:
         """ARI is gone. What is heard goes on being heard."""
         self._calls.synced = False
         self._requests.clear()
@@ -117,7 +118,7 @@ class Taps:
             for tap in call.taps.values():
                 before = tap.standing
                 tap.suspend(why)
-                self._calls.judge(call, tap, before)
+                self._calls.judge(call, tap, before, now)
 
     def stop(self) -> None:
         """Remove whatever we have made."""
@@ -135,7 +136,7 @@ class Taps:
             if tap.state in ("arriving", "up"):
                 before = tap.standing
                 tap.found(set(found.pop(uuid, {})), now)
-                self._calls.judge(call, tap, before)
+                self._calls.judge(call, tap, before, now)
         for uuid, pieces in found.items():
             target = self._listens_to(pieces)
             if target is not None and uuid not in self._calls.by_uuid:
@@ -197,7 +198,7 @@ class Taps:
             call, tap = self._calls.by_uuid[ours[1]]
             before = tap.standing
             tap.ended(ours[0], now)
-            self._calls.judge(call, tap, before)
+            self._calls.judge(call, tap, before, now)
 
     def _arrived(self, channel: Channel, args: tuple[str, ...], now: float) -> None:
         ours = self._form.piece(channel.id)
@@ -249,7 +250,7 @@ class Taps:
             call, tap = self._calls.by_uuid[request.uuid]
             before = tap.standing
             tap.answered(request.step, status, text, now, self._calls.jitter())
-            self._calls.judge(call, tap, before)
+            self._calls.judge(call, tap, before, now)
 
     # -- time, and what to do -----------------------------------------------------------------
 
@@ -265,7 +266,7 @@ class Taps:
             if tap.state != "waiting":
                 before = tap.standing
                 tap.expire(now, self._calls.jitter())
-                self._calls.judge(call, tap, before)
+                self._calls.judge(call, tap, before, now)
             elif self._calls.synced:
                 self._calls.begin(call, tap, now)
 

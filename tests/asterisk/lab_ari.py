@@ -68,10 +68,14 @@ exten => talk,1,Goto(ari,call,1)
 
 
 class AriLab(Lab):
-    """As `Lab`, with ARI on port `ari`. `secret` is also the password of its users."""
+    """As `Lab`, with ARI on port `ari`. `secret` is also the password of its users.
+
+    `boot`: what it logged when it started.
+    """
 
     def __init__(self) -> None:
         self.ari = free_port()
+        self.boot: list[str] = []
         super().__init__()
 
     def _configure(self) -> None:
@@ -245,19 +249,17 @@ async def serve(
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     told = Told()
-    chosen = from_dict(settings(lab, port, slots, ari))
-    server = Server(chosen, sinks=[told])
+    server = Server(from_dict(settings(lab, port, slots, ari)), sinks=[told])
     link = server.ari
     assert link is not None
-    if lab.running:
-        lab.call_bridge_at(port)
     try:
+        if lab.running:
+            lab.call_bridge_at(port)
         await server.start({"audiosocket": sock})
         if wait:
             await asyncio.wait_for(link.up(), WAIT)
         yield Tapping(server, link, told, port)
     finally:
-        await link.close()  # before the calls end: what is removed is the tap's own doing
         await server.drain()
         await server.close()
         sock.close()

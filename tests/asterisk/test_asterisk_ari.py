@@ -49,6 +49,7 @@ def _asterisk() -> Iterator[AriLab]:
     lab = AriLab()
     try:
         lab.start()
+        lab.boot = lab.log()
         yield lab
     finally:
         lab.stop()
@@ -467,7 +468,7 @@ async def test_doctor_takes_no_name_from_a_bridge_that_runs(lab: AriLab) -> None
 
 
 def test_the_samples_load_without_a_warning(_asterisk: AriLab) -> None:
-    about = [line for line in _asterisk.log() if "ari.conf" in line or "http.conf" in line]
+    about = [line for line in _asterisk.boot if "ari.conf" in line or "http.conf" in line]
     assert about == []
     assert "Dial(AudioSocket/" in _asterisk.cli("dialplan show callscribe-snoop")
     assert f"Bound to 127.0.0.1:{_asterisk.ari}" in _asterisk.cli("http show status")
