@@ -138,6 +138,25 @@ def test_audio_that_never_comes_is_waited_for_so_long_and_no_longer(make: Make) 
     assert [id for id in lab.world.channels if OURS.fullmatch(id)] == []
 
 
+@pytest.mark.parametrize(("ended", "counter"), [(False, "refused"), (True, "ended")])
+def test_a_leg_that_was_not_taken_is_none_that_is_heard(
+    make: Make, ended: bool, counter: str
+) -> None:
+    """Although Asterisk has not seen yet that its connection is over."""
+    lab = make(*ALL)
+
+    def audio(uuid: str) -> bool:
+        lab.world.heard[uuid] = ended
+        lab.ended.add(uuid)
+        return True
+
+    lab.world._audio = audio  # type: ignore[method-assign]
+    lab.world.new("PJSIP/alice-00000001")
+    lab.wait(PATIENCE + 0.3)
+    assert lab.taps.counters[f"untapped_{counter}"] == 1
+    assert lab.taps.counters["up"] == 0
+
+
 def test_retries_are_ever_slower_and_go_on_while_the_channel_lives(make: Make) -> None:
     lab = make(*ALL)
     lab.world.ask = lambda *a: (500, None)  # type: ignore[method-assign, assignment]

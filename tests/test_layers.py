@@ -77,6 +77,8 @@ PURE_MODULES = """
     bridge.engine.checkpoint_memory
     bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
+    bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
+    bridge.pbx.ari_calls bridge.pbx.ari_taps
     bridge.rtp_script bridge.capture bridge.capture_file
 """
 IMPURE = """
@@ -94,7 +96,7 @@ OWNERS = {
     "prometheus_client": "bridge.metrics",
     "pocketsphinx": "bridge.engine.pocketsphinx_worker",
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
-    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari* bridge.doctor*",
+    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
     "uvloop": "bridge.worker",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",

@@ -215,14 +215,22 @@ class Tap:
         self.due = None
         if self.state == "ending":
             self.fail(self.failure or _LOST, now, jitter)
-        elif self.state == "arriving" and self._outcome(self) != "pending":
-            self.state, self.failure, self.up_at = "up", None, now
-        elif self.state == "arriving" and now < self._until:
-            self.due = now + LOOK
         elif self.state == "arriving":
-            self.fail(self._no_audio(), now, jitter)
+            self._look(now, jitter)
         elif self.state in ("snooping", "connecting", "joining"):
             self.fail(Failure("no_answer", f"Asterisk was silent while {self.state}"), now, jitter)
+
+    def _look(self, now: float, jitter: float) -> None:
+        """Has the audio come?"""
+        came = self._outcome(self)
+        if came == "heard":
+            self.state, self.failure, self.up_at = "up", None, now
+        elif came == "ended":
+            self.end(_ENDED)
+        elif now < self._until:
+            self.due = now + LOOK
+        else:
+            self.fail(_BUSY if came == "refused" else self._no_audio(), now, jitter)
 
     # -- the way down -------------------------------------------------------------------------
 
@@ -234,7 +242,7 @@ class Tap:
         came = self._outcome(self) if self.state in ("arriving", "up") else "gone"
         self._clean()
         if came == "ended":
-            self.end(Failure("ended", "callscribe has ended this leg"))
+            self.end(_ENDED)
             return
         if came == "heard" and now - self.up_at >= STEADY and self.state == "up":
             self.attempts = 0
@@ -304,6 +312,7 @@ class Tap:
 
 
 _LOST = Failure("lost", "its connection was lost while the call went on")
+_ENDED = Failure("ended", "callscribe has ended this leg")
 _BUSY = Failure("refused", "callscribe had no room for this leg")
 
 
