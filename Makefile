@@ -36,7 +36,7 @@ bench: $(READY)
 	$(BIN)/callscribe bench media --keepalive 1s --loop asyncio
 	$(BIN)/callscribe bench media
 	$(BIN)/callscribe bench churn
-	$(BIN)/callscribe bench engine
+	test ! -e .venv/.kyutai || $(BIN)/callscribe bench engine
 
 $(READY): pyproject.toml .ci/venv
 	@.ci/venv $(PYTHON)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import math
 import sys
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     """Climb the rungs and print the table."""
     from bridge.engine import device
 
+    if importlib.util.find_spec("moshi") is None:
+        raise BridgeError("bench engine needs moshi: pip install 'callscribe[kyutai]'")
     kind = device.resolve(args.device)
     slots = args.slots or DEFAULT_SLOTS["cpu" if kind == "cpu" else "cuda"]
     fill = args.fill if args.fill is not None else (0 if kind == "cpu" else 760)
