@@ -131,17 +131,6 @@ def test_a_user_event_is_a_wish() -> None:
     )
 
 
-def test_the_same_wish_comes_by_ami() -> None:
-    event = {"event": "UserEvent", "userevent": "CallscribeTap", "channel": "PJSIP/bob-1"}
-    assert ari_events.asked_by_ami(event) == Asked("PJSIP/bob-1", Wish())
-    more = {**event, "uniqueid": "1700000000.2", "call": "c1", "leg": "caller"}
-    assert ari_events.asked_by_ami(more) == Asked("1700000000.2", Wish("c1", "caller"))
-    assert ari_events.asked_by_ami({**event, "userevent": "CallscribeLeg"}) is None
-    assert ari_events.asked_by_ami({**event, "event": "VarSet"}) is None
-    with pytest.raises(ProtocolError, match="^Leg is neither caller nor callee$"):
-        ari_events.asked_by_ami({**event, "leg": "both"})
-
-
 def test_listings_are_read() -> None:
     (channel,) = ari_events.channels(json.dumps([CHANNEL]))
     assert (channel.id, channel.state) == ("1700000000.1", "Up")

@@ -238,18 +238,6 @@ def wish(fields: Mapping[str, Any]) -> Wish:
     return Wish(call, cast(LegName, leg) if leg else None)
 
 
-def asked_by_ami(event: Mapping[str, str]) -> Asked | None:
-    """The same wish as an AMI event, whose keys are found in any case; None for other events.
-
-    A manager client's UserEvent does not reach ARI, while a dialplan's reaches both: to be asked
-    twice changes nothing. Raises `ProtocolError`.
-    """
-    if event.get("event") != "UserEvent" or event.get("userevent") != USER_EVENT:
-        return None
-    target = _text(event.get("uniqueid") or event.get("channel")).strip()
-    return Asked(target, wish({"call": event.get("call", ""), "leg": event.get("leg", "")}))
-
-
 def _asked(message: Mapping[str, Any]) -> Asked:
     said = _object(message.get("userevent", {}), "userevent")
     fields = {key.lower(): value for key, value in said.items()}
