@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from bridge.leg import Leg
-from bridge.types import Frame, LegCounts
+from bridge.types import CallEvent, Frame, Heard, LegCounts
 
 MAX_HELD = 12.0  # s of audio kept for a line that waits; the oldest goes first
 MAX_PIECES = 2000  # frames and digits kept for it: 12 s of 10 ms frames, and some
+
+
+class Listener(Protocol):
+    """A peer that is told what is heard of it. Called from the leg's own calls: be quick."""
+
+    def told(self, event: CallEvent) -> None:
+        """An event of its leg, or of the call as a whole."""
+
+    def heard(self, heard: Heard) -> None:
+        """One step of its recogniser, on the call's clock."""
 
 
 class Line:
     """One peer's connection or stream.
 
     `hang_up()` ends it from our side; `origin()`: when its first sample came, see `AudioSocket`.
-    `counted` adds what its transport lost to the counts of its leg.
+    `counted` adds what its transport lost to the counts of its leg. `listener`: see there.
     """
 
     __slots__ = (
-        "_held", "closed", "counted", "hang_up", "ingress", "leg", "lost", "opened", "origin",
-        "uuid",
+        "_held", "closed", "counted", "hang_up", "ingress", "leg", "listener", "lost", "opened",
+        "origin", "uuid",
     )  # fmt: skip
 
     def __init__(
@@ -32,8 +43,10 @@ class Line:
         origin: Callable[[], float],
         now: float,
         counted: Callable[[LegCounts], LegCounts] = lambda counts: counts,
+        listener: Listener | None = None,
     ) -> None:
         self.uuid = uuid
+        self.listener = listener
         self.ingress = ingress
         self.hang_up = hang_up
         self.origin = origin
@@ -70,6 +83,8 @@ class Line:
     def attach(self, leg: Leg) -> None:
         """The line has become a leg: it hears what was kept."""
         self.leg = leg
+        if self.listener is not None:
+            leg.listen = self.listener.heard
         held, self._held = self._held, deque()
         for item in held:
             if isinstance(item, str):
@@ -78,6 +93,13 @@ class Line:
                 leg.on_frame(item)
         if self.closed:
             leg.finish(self.closed)
+
+    def finalise(self, done: Callable[[], None]) -> None:
+        """See `Leg.finalise`."""
+        if self.leg is not None:
+            self.leg.finalise(done)
+        else:
+            done()
 
     def close(self, reason: str) -> None:
         """The peer is gone."""

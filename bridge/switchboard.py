@@ -20,7 +20,7 @@ from bridge.call import Call, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
 from bridge.leg import Leg
-from bridge.line import Line
+from bridge.line import Line, Listener
 from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent, CallInfo, Ended, LegCounts, LegName
 
@@ -154,9 +154,10 @@ class Switchboard:
         origin: Callable[[], float],
         now: float,
         counted: Callable[[LegCounts], LegCounts] = lambda counts: counts,
+        listener: Listener | None = None,
     ) -> Line:
         """A peer has said its UUID. The line may be hung up before this returns."""
-        line = Line(uuid, ingress, hang_up, origin, now, counted)
+        line = Line(uuid, ingress, hang_up, origin, now, counted, listener)
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
         elif uuid in self._announced or (
@@ -311,6 +312,9 @@ class Switchboard:
         if isinstance(body, Ended) and (call := self.calls.get(event.call.id)) is not None:
             event = replace(event, body=replace(body, legs=self.counts(call)))
         self._publish(event)
+        for name, line in self._counted.get(event.call.id, {}).items():
+            if line.listener is not None and event.leg in (None, name):
+                line.listener.told(event)
 
     def _over(self, call: Call) -> None:
         del self.calls[call.id]

@@ -73,6 +73,7 @@ class NullRecogniser:
     rate = 24000
     block = 1920
     upsampling: Upsampling = "filter"
+    settle = 0.0
     slots = 1_000_000
     used = 0
     ready = True
