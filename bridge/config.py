@@ -47,13 +47,14 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_websocket import WebSocketSettings
 from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebhookSettings",
-    "from_dict", "is_hub_name", "load", "parse_address", "port_range",
+    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
+    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
 ]  # fmt: skip
 
 
@@ -68,6 +69,7 @@ class Settings(BaseSettings):
     turns: TurnSettings = TurnSettings()
     audiosocket: AudioSocketSettings | None = None
     rtp: RtpSettings | None = None
+    websocket: WebSocketSettings | None = None
     calls: CallSettings = CallSettings()
     http: HttpSettings = HttpSettings()
     ami: AmiSettings | None = None

@@ -33,7 +33,10 @@ PREFIX = "callscribe"
 OTHER = "other"
 MAX_SERIES = 256  # of one watched value; what it reads beyond them is counted, not shown
 
-INGRESSES = ("audiosocket", "rtp", "l16", "websocket")
+INGRESSES = (
+    "audiosocket", "rtp", "l16", "twilio", "telnyx", "plivo", "vonage", "signalwire", "exotel",
+    "audiohook", "asterisk", "freeswitch", "moshi", "stream", "stt", "pcm", "realtime", "deepgram",
+)  # fmt: skip
 REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
 END_REASONS = (
     ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
@@ -44,7 +47,7 @@ DROPPED = ("frames", "events", "announcements")
 DROP_REASONS = ("queue", "waiting", "full", "late", "closed", "protocol", "limit", "expired")
 WARNINGS = (
     "unknown_kind", "bad_digit", "peer_error", "mulaw_mislabelled", "odd_length", "unknown_type",
-    "srtp_failed",
+    "srtp_failed", "unknown_event", "early_media", "unknown_track", "duplicate",
 )  # fmt: skip
 STAGES = ("partial", "final", "deliver")
 STATUSES = ("200", "201", "204", "400", "401", "403", "404", "405", "408", "409", "500", "503")

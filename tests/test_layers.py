@@ -42,8 +42,10 @@ OURS: dict[str, str] = {
     "bridge.config_control": "bridge.config_fields bridge.egress.signature",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
+    "bridge.config_websocket": "bridge.config_fields",
     "bridge.metrics": "bridge",
     "bridge.listeners": f"{IO} bridge.errors",
+    "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
     "bridge.transport.*": f"{IO} bridge.transport.*",
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
@@ -64,7 +66,7 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
+        "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "taps", "worker", "supervisor", "cli",
         "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
@@ -98,6 +100,8 @@ OWNERS = {
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
     "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
     "uvloop": "bridge.worker",
+    "websockets": "bridge.transport.websocket",
+    "orjson": "bridge.ingress.media_socket",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",
