@@ -54,7 +54,8 @@ __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
     "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
-    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
+    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address",
+    "port_range",
 ]  # fmt: skip
 
 
