@@ -254,7 +254,7 @@ class SocketUser:
         line = self._switchboard.opened(
             uuid,
             session.kind.name,
-            lambda: self._hung_up(session),
+            lambda: self._hung_up(session, leg),
             lambda: leg.origin,
             now,
             listener=leg,
@@ -265,9 +265,9 @@ class SocketUser:
         leg.line = line
         session.legs[event.leg] = leg
 
-    def _hung_up(self, session: Session) -> None:
+    def _hung_up(self, session: Session, leg: SocketLeg) -> None:
         """Call control, or the engine, has ended a leg; the switchboard closes its line."""
-        if not session.over:
+        if leg.line is not None:  # or it was refused, and its protocol will say how
             self._end(session, "bridge")
 
     def _ended(self, session: Session, name: LegName, reason: str) -> None:
