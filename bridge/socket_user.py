@@ -7,6 +7,7 @@ import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
@@ -57,22 +58,16 @@ class Kind:
 PROTOCOLS: dict[str, Kind] = {
     # path → protocol; a path that ends in / has others below it
     "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio"),
+    "/asterisk/": Kind("asterisk", "bridge.ingress.asterisk:Asterisk", ("media",)),
 }
 
 
 def kind_of(path: str) -> Kind | None:
     """The protocol that is spoken at a path."""
-    found = PROTOCOLS.get(path) or PROTOCOLS.get(path.rstrip("/") or "/")
-    if found is not None:
-        return found
-    return next(
-        (
-            kind
-            for at, kind in PROTOCOLS.items()
-            if at != "/" and at[-1] == "/" and path[: len(at)] == at
-        ),
-        None,
-    )
+    bare = path.rstrip("/") or "/"
+    exact = (kind for at, kind in PROTOCOLS.items() if (at.rstrip("/") or "/") == bare)
+    below = (kind for at, kind in PROTOCOLS.items() if at[1:].endswith("/") and path.startswith(at))
+    return next(chain(exact, below), None)
 
 
 class SocketLeg:
@@ -241,12 +236,16 @@ class SocketUser:
                 self._ended(session, name, reason)
 
     def _began(self, session: Session, event: LegBegan, now: float) -> None:
-        """A line, if it may be. Announced by ourselves: who it is was settled at the door."""
-        uuid = str(uuid4())
+        """A line, if it may be. Announced by ourselves: who it is was settled at the door.
+
+        What call control has said of its UUID stays, where it said more.
+        """
+        uuid = event.uuid or str(uuid4())
         leg = SocketLeg(session, event.leg, now)
         try:
-            announcement = Announcement(uuid, event.call, event.leg, event.info)
-            self._switchboard.announce(announcement, now)
+            if not self._switchboard.taken(uuid):  # or it would be told of somebody else's call
+                announcement = Announcement(uuid, event.call, event.leg, event.info)
+                self._switchboard.announce(announcement, now)
         except Busy as e:
             self._metrics.call_refused(e.reason)
             session.media.refused(event.leg, e.reason)
@@ -267,8 +266,13 @@ class SocketUser:
 
     def _hung_up(self, session: Session, leg: SocketLeg) -> None:
         """Call control, or the engine, has ended a leg; the switchboard closes its line."""
-        if leg.line is not None:  # or it was refused, and its protocol will say how
-            self._end(session, "bridge")
+        if leg.line is None or session.over:
+            return  # it was refused, and its protocol will say how
+        if session.media.hung_up():
+            return self._end(session, "bridge")
+        for name in list(session.legs):
+            self._ended(session, name, "bridge")
+        session.flush()
 
     def _ended(self, session: Session, name: LegName, reason: str) -> None:
         leg = session.legs.pop(name, None)

@@ -101,7 +101,7 @@ OWNERS = {
     "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
     "uvloop": "bridge.worker",
     "websockets": "bridge.transport.websocket",
-    "orjson": "bridge.ingress.media_socket",
+    "orjson": "bridge.ingress.media_socket bridge.ingress.said",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",

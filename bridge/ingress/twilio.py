@@ -31,7 +31,7 @@ from bridge.ingress.media_socket import (
     table,
     words,
 )
-from bridge.types import CallInfo, Frame, LegName, Warned
+from bridge.types import CallInfo, Frame, LegName
 
 RATE = 8000
 PER_MS = RATE // 1000
@@ -78,7 +78,6 @@ class Twilio(MediaBase):
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
         self._tracks: dict[str, Track] = {}
-        self._warned: set[str] = set()
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         said = parse(message)
@@ -93,7 +92,7 @@ class Twilio(MediaBase):
                 return self.eof("hangup")
             case "connected" | "mark":
                 return ()
-        return self._warn("unknown_event", "an event that we do not know; it is passed over")
+        return self.warn("unknown_event", "an event that we do not know; it is passed over")
 
     def _start(self, start: Mapping[str, Any]) -> Sequence[SocketEvent]:
         if self._started:
@@ -130,8 +129,8 @@ class Twilio(MediaBase):
         track = self._tracks.get(media.get("track", "inbound"))
         if track is None:
             if not self._started:
-                return self._warn("early_media", "audio before the start; it is passed over")
-            return self._warn("unknown_track", "audio of a track that was not announced")
+                return self.warn("early_media", "audio before the start; it is passed over")
+            return self.warn("unknown_track", "audio of a track that was not announced")
         try:
             payload = binascii.a2b_base64(media["payload"], strict_mode=True)
             chunk, at = int(media["chunk"]), int(media["timestamp"])
@@ -140,7 +139,7 @@ class Twilio(MediaBase):
                 INVALID, "media: expected payload in base64, chunk and timestamp as numbers"
             ) from None
         if chunk <= track.chunk:
-            return self._warn("duplicate", "a chunk came twice, or late; it is passed over")
+            return self.warn("duplicate", "a chunk came twice, or late; it is passed over")
         track.chunk = chunk
         samples = g711.decode_ulaw(payload)
         start = track.place(at, len(samples))
@@ -150,12 +149,5 @@ class Twilio(MediaBase):
         track = self._tracks.get(words(dtmf, "track").removesuffix("_track") or "inbound")
         digit = words(dtmf, "digit")
         if track is None or digit not in DIGITS:
-            return self._warn("bad_digit", "a digit that is none, or of no track")
+            return self.warn("bad_digit", "a digit that is none, or of no track")
         return (LegDigit(track.leg, digit),)
-
-    def _warn(self, kind: str, text: str) -> Sequence[SocketEvent]:
-        """Once per stream."""
-        if kind in self._warned:
-            return ()
-        self._warned.add(kind)
-        return (Warned(kind, text),)
