@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
-from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
 
@@ -29,6 +25,7 @@ from bridge.ingress.media_socket import (
 )
 from bridge.line import Line
 from bridge.metrics import Metrics
+from bridge.socket_protocols import Kind, kind_of
 from bridge.switchboard import Switchboard
 from bridge.transport.connection import Connection, StreamIngress
 from bridge.transport.tls import Tls
@@ -36,38 +33,6 @@ from bridge.transport.websocket import Knocked, WebSocket, WebSocketEvent
 from bridge.types import Announcement, CallEvent, Closed, Heard, LegName, Warned
 
 log = logging.getLogger(__name__)
-
-Make: TypeAlias = Callable[[Opening, SocketRules, float], MediaSocket]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A protocol: its name in events and metrics, what speaks it, its subprotocols."""
-
-    name: str
-    make: str  # "module:class", called with (Opening, SocketRules, now)
-    subprotocols: tuple[str, ...] = ()
-
-    def load(self) -> Make:
-        """The class."""
-        module, _, name = self.make.partition(":")
-        made: Make = getattr(importlib.import_module(module), name)
-        return made
-
-
-PROTOCOLS: dict[str, Kind] = {
-    # path → protocol; a path that ends in / has others below it
-    "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio"),
-    "/asterisk/": Kind("asterisk", "bridge.ingress.asterisk:Asterisk", ("media",)),
-}
-
-
-def kind_of(path: str) -> Kind | None:
-    """The protocol that is spoken at a path."""
-    bare = path.rstrip("/") or "/"
-    exact = (kind for at, kind in PROTOCOLS.items() if (at.rstrip("/") or "/") == bare)
-    below = (kind for at, kind in PROTOCOLS.items() if at[1:].endswith("/") and path.startswith(at))
-    return next(chain(exact, below), None)
 
 
 class SocketLeg:

@@ -29,6 +29,7 @@ OURS: dict[str, str] = {
     "bridge.contract": PURE,
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
+    "bridge.ingress.freeswitch": f"{PURE} bridge.audio.* bridge.contract",
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
@@ -66,8 +67,9 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "taps", "worker",
-        "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "socket_protocols", "taps",
+        "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*",
+        "bench.*",
     )},
 }  # fmt: skip
 

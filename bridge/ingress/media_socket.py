@@ -7,7 +7,7 @@ legs that begin and end, their audio and digits. What is heard of its legs comes
 `heard` and `finalised`; what it wants to send is collected by `messages`. It ends the connection by
 setting `goodbye`. It keeps no audio and counts on nothing but its peer's messages.
 
-Whoever adds a protocol writes one file here, and one line in `bridge.socket_user.PROTOCOLS`.
+Whoever adds a protocol writes one file here, and one line in `bridge.socket_protocols.PROTOCOLS`.
 """
 
 from __future__ import annotations
