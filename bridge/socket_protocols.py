@@ -31,6 +31,11 @@ class Kind:
 PROTOCOLS: dict[str, Kind] = {
     # path → protocol; a path that ends in / has others below it
     "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio"),
+    "/signalwire": Kind("signalwire", "bridge.ingress.signalwire:SignalWire"),
+    "/telnyx": Kind("telnyx", "bridge.ingress.telnyx:Telnyx"),
+    "/plivo": Kind("plivo", "bridge.ingress.plivo:Plivo"),
+    "/exotel": Kind("exotel", "bridge.ingress.exotel:Exotel"),
+    "/vonage/": Kind("vonage", "bridge.ingress.vonage:Vonage"),
     "/asterisk/": Kind("asterisk", "bridge.ingress.asterisk:Asterisk", ("media",)),
     "/freeswitch/": Kind(
         "freeswitch", "bridge.ingress.freeswitch:FreeSwitch", ("audio.drachtio.org",)

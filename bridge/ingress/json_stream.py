@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.audio.codecs import Codec, codec
+from bridge.ingress.byte_order import EitherOrder
 from bridge.ingress.chunk_order import HOLD, ChunkOrder
 from bridge.ingress.media_socket import (
     INVALID,
     NEVER,
     POLICY,
     LegAudio,
+    LegBegan,
     LegDigit,
     MediaBase,
     Opening,
@@ -43,10 +45,14 @@ TURNED: Mapping[str, LegName] = {"inbound": "callee", "outbound": "caller"}
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a ``start`` says. `call` is an id; `tracks`: those that come, none named: all."""
+    """What a ``start`` says. `call` is an id.
+
+    `tracks`: those that come; none named: a leg begins with its first audio. `encoding`: a codec's
+    name and rate; ``l16?`` is linear, in an order that is to be found out.
+    """
 
     call: str
-    encoding: tuple[str, int] = ("pcmu", 8000)  # a codec's name and rate
+    encoding: tuple[str, int] = ("pcmu", 8000)
     tracks: Collection[str] = ()
     leg: str = "caller"
     info: CallInfo = field(default_factory=lambda: CallInfo(id=""))
@@ -63,19 +69,22 @@ class Chunk:
 class Track:
     """One direction of a stream: its codec, and where its samples lie on the leg's clock."""
 
-    __slots__ = ("_clock", "_codec", "leg", "order")
+    __slots__ = ("_clock", "_codec", "_zero", "leg", "order")
 
-    def __init__(self, leg: LegName, decoder: Codec, order: ChunkOrder[Chunk]) -> None:
+    def __init__(
+        self, leg: LegName, decoder: Codec, order: ChunkOrder[Chunk], zero: int = 0
+    ) -> None:
         self.leg: LegName = leg
         self.order = order
         self._codec = decoder
+        self._zero = zero  # when the leg began, in the stream's milliseconds
         self._clock = 0  # samples
 
     def audio(self, chunk: Chunk) -> LegAudio:
         """Behind the last, or where a gap ends."""
         samples = self._codec.decode(chunk.payload)
         rate = self._codec.rate
-        gap = chunk.at * rate // 1000 - self._clock
+        gap = (chunk.at - self._zero) * rate // 1000 - self._clock
         if SLACK * rate < gap < MAX_GAP * rate:
             self._clock += gap
         start = self._clock
@@ -95,6 +104,7 @@ class JsonStream(MediaBase):
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
         self._tracks: dict[str, Track] = {}
+        self._stream: Stream | None = None
         self._zero: int | None = None if self.epoch else 0  # milliseconds
 
     def started(self, start: Mapping[str, Any], message: Mapping[str, Any]) -> Stream:
@@ -121,25 +131,23 @@ class JsonStream(MediaBase):
     def _start(self, stream: Stream) -> Sequence[SocketEvent]:
         if self._started:
             raise SocketError(POLICY, "a second start; a stream has one")
-        legs = TURNED if stream.leg == "callee" else TRACKS
-        named = {_side(track) for track in stream.tracks} or set(legs)
-        wanted = [track for track in legs if track in named]
-        if not wanted:
+        self._stream, self._started, self.next_at = stream, True, NEVER
+        _decoder(*stream.encoding)  # or it would be found out with the first audio
+        named = {_side(track) for track in stream.tracks}
+        wanted = [track for track in TRACKS if track in named]
+        if named and not wanted:
             raise SocketError(POLICY, "tracks: expected inbound, outbound or both")
-        for track in wanted:
-            try:
-                decoder = codec(*stream.encoding)
-            except ValueError as e:
-                raise SocketError(POLICY, str(e)) from None
-            self._tracks[track] = Track(legs[track], decoder, ChunkOrder(self.depth))
-        return [self.begin(legs[track], stream.call, stream.info) for track in wanted]
+        return [self._open(stream, track) for track in wanted]
+
+    def _open(self, stream: Stream, track: str, zero: int = 0) -> LegBegan:
+        leg = (TURNED if stream.leg == "callee" else TRACKS)[track]
+        order: ChunkOrder[Chunk] = ChunkOrder(self.depth)
+        self._tracks[track] = Track(leg, _decoder(*stream.encoding), order, zero)
+        return self.begin(leg, stream.call, stream.info)
 
     def _media(self, media: Mapping[str, Any], now: float) -> Sequence[SocketEvent]:
-        track = self._tracks.get(_side(media.get("track", "inbound")))
-        if track is None or track.leg not in self.legs:
-            if not self._started:
-                return self.warn("early_media", "audio before the start; it is passed over")
-            return self.warn("unknown_track", "audio of a track that was not announced")
+        if self._stream is None:
+            return self.warn("early_media", "audio before the start; it is passed over")
         try:
             payload = binascii.a2b_base64(media["payload"], strict_mode=True)
             number, at = int(media["chunk"]), int(media["timestamp"])
@@ -149,11 +157,20 @@ class JsonStream(MediaBase):
             ) from None
         if self._zero is None:
             self._zero = at
-        chunks = track.order.take(number, Chunk(payload, at - self._zero), now)
+        at -= self._zero
+        side = _side(media.get("track", "inbound"))
+        events: list[SocketEvent] = []
+        if side not in self._tracks and side in TRACKS and not self._stream.tracks:
+            events.append(self._open(self._stream, side, at))
+        track = self._tracks.get(side)
+        if track is None:
+            return self.warn("unknown_track", "audio of a track that was not announced")
+        chunks = track.order.take(number, Chunk(payload, at), now)
         if chunks is None:
-            return self.warn("duplicate", "a chunk came twice, or late; it is passed over")
+            odd = self.warn("duplicate", "a chunk came twice, or late; it is passed over")
+            return [*events, *odd]
         self._plan()
-        return [track.audio(chunk) for chunk in chunks]
+        return [*events, *map(track.audio, chunks)]
 
     def _plan(self) -> None:
         """Chunks that are held are not held for long."""
@@ -162,31 +179,52 @@ class JsonStream(MediaBase):
     def _digit(self, dtmf: Mapping[str, Any]) -> Sequence[SocketEvent]:
         track = self._tracks.get(_side(dtmf.get("track", "inbound")))
         digit = words(dtmf, "digit")
-        if track is None or track.leg not in self.legs or digit not in DIGITS:
+        if track is None or digit not in DIGITS:
             return self.warn("bad_digit", "a digit that is none, or of no track")
         return (LegDigit(track.leg, digit),)
 
     def expire(self, now: float) -> Sequence[SocketEvent]:
         if not self._started:
             return super().expire(now)
-        events = [
-            track.audio(chunk)
-            for track in self._tracks.values()
-            if track.leg in self.legs and now >= track.order.since + HOLD
-            for chunk in track.order.rest()
-        ]
+        late = [track for track in self._tracks.values() if now >= track.order.since + HOLD]
+        events = [track.audio(chunk) for track in late for chunk in track.order.rest()]
         self._plan()
         return events
 
     def eof(self, reason: str) -> Sequence[SocketEvent]:
-        held = [
-            track.audio(chunk)
-            for track in self._tracks.values()
-            if track.leg in self.legs
-            for chunk in track.order.rest()
-        ]
+        tracks, self._tracks, self._stream = self._tracks, {}, None  # what comes now is no audio
+        held = [track.audio(chunk) for track in tracks.values() for chunk in track.order.rest()]
         self.next_at = NEVER if self._started else self.next_at
         return [*held, *super().eof(reason)]
+
+
+def _decoder(name: str, rate: int) -> Codec:
+    try:
+        known = codec("l16" if name == "l16?" else name, rate)
+    except ValueError as e:
+        raise SocketError(POLICY, str(e)) from None
+    return EitherOrder(rate) if name == "l16?" else known
+
+
+def l16_or_mulaw(form: object, name: str) -> tuple[str, int]:
+    """Of ``mediaFormat``: linear at the rate that is called `name`, or mu-law."""
+    given = form if isinstance(form, dict) else {}
+    encoding = str(given.get("encoding", "audio/x-mulaw")).lower().partition(";")[0]
+    match encoding.removeprefix("audio/").removeprefix("x-"):
+        case "mulaw" | "pcmu":
+            return "pcmu", 8000
+        case "l16":
+            return "l16?", rate_of(given, name, 8000)
+    raise SocketError(POLICY, "mediaFormat.encoding: expected audio/x-mulaw or audio/x-l16")
+
+
+def rate_of(form: Mapping[str, Any], name: str, default: int) -> int:
+    """Hz, as a number or its digits. Raises `SocketError`."""
+    value = form.get(name, default)
+    text = str(value) if isinstance(value, str | int) else ""
+    if text.isascii() and text.isdecimal() and len(text) <= 6:
+        return int(text)
+    raise SocketError(POLICY, f"{name}: expected a number of Hz")
 
 
 def _side(track: object) -> str:

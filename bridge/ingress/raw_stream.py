@@ -71,3 +71,9 @@ def basic(headers: Mapping[str, str]) -> list[str]:
     except ValueError:  # no base64, or no UTF-8
         return []
     return [text] if ":" in text else []
+
+
+def bearer(headers: Mapping[str, str]) -> list[str]:
+    """The token of ``Authorization: Bearer`` (RFC 6750), or nothing."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    return [value.strip()] if scheme.lower() == "bearer" and value.strip() else []
