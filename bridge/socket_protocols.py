@@ -36,6 +36,7 @@ PROTOCOLS: dict[str, Kind] = {
     "/plivo": Kind("plivo", "bridge.ingress.plivo:Plivo"),
     "/exotel": Kind("exotel", "bridge.ingress.exotel:Exotel"),
     "/vonage/": Kind("vonage", "bridge.ingress.vonage:Vonage"),
+    "/audiohook/": Kind("audiohook", "bridge.ingress.audiohook:AudioHook"),
     "/asterisk/": Kind("asterisk", "bridge.ingress.asterisk:Asterisk", ("media",)),
     "/freeswitch/": Kind(
         "freeswitch", "bridge.ingress.freeswitch:FreeSwitch", ("audio.drachtio.org",)

@@ -145,6 +145,7 @@ class WebSocket:
             raise ProtocolError("this is no HTTP request")
         if self._pong_by != NEVER:
             self._pong_by, self._ping_at = NEVER, now + PING_EVERY
+        self._say()  # an answer goes out in this turn
         self._plan()
         return events
 
