@@ -100,7 +100,7 @@ OWNERS = {
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
     "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
     "uvloop": "bridge.worker",
-    "websockets": "bridge.transport.websocket",
+    "websockets": "bridge.transport.websocket bridge.bench.*",
     "orjson": "bridge.ingress.media_socket",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",

@@ -161,7 +161,7 @@ def test_who_asks_for_nothing_has_a_deadline() -> None:
 def test_equal_messages_wake_us_once_a_block() -> None:
     pair = Pair().open()
     assert pair.ours.low_water == 1
-    pair.ours._per_block = 4
+    pair.echo.until_block = 4
     pair.theirs.send_text(b"x" * 200)
     pair.to_us()
     assert 3 * 208 < pair.ours.low_water < 4 * 208

@@ -126,8 +126,9 @@ class MediaSocket(Protocol):
 
     next_at: float
     goodbye: tuple[int, str] | None
-    per_block: int
-    """How many messages make 80 ms, where audio comes in equal ones; 1: wake us for each."""
+    until_block: int
+    """Where audio comes in equal messages: how many complete a block of 80 ms. 1: wake us for each.
+    """
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         """A text message, as UTF-8 that nobody has checked. Raises `SocketError`."""
@@ -164,7 +165,7 @@ class MediaBase:
     """
 
     next_at: float
-    per_block = 1
+    until_block = 1
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         self.opening = opening

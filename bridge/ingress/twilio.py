@@ -35,6 +35,7 @@ from bridge.types import CallInfo, Frame, LegName, Warned
 
 RATE = 8000
 PER_MS = RATE // 1000
+PACKET, BLOCK = 160, 640  # samples of a message, of a block
 SLACK = 80  # samples: timestamps are in whole milliseconds, packets a little late or early
 MAX_GAP = 3600 * RATE  # samples; beyond it a timestamp is nonsense
 DIGITS = frozenset("0123456789*#ABCD")
@@ -72,7 +73,6 @@ class Track:
 class Twilio(MediaBase):
     """One stream."""
 
-    per_block = 4
     tracks: Mapping[str, LegName] = {"inbound": "caller", "outbound": "callee"}
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
@@ -144,7 +144,12 @@ class Twilio(MediaBase):
         track.chunk = chunk
         samples = g711.decode_ulaw(payload)
         start = track.place(at, len(samples))
+        self.until_block = self._until_block(track)
         return (LegAudio(track.leg, Frame(samples, RATE, start)),)
+
+    def _until_block(self, track: Track) -> int:
+        """Messages until this track's block is complete; the other track's come in between."""
+        return (BLOCK - track.clock % BLOCK) // PACKET * len(self._tracks) or 1
 
     def _digit(self, dtmf: Mapping[str, Any]) -> Sequence[SocketEvent]:
         track = self._tracks.get(words(dtmf, "track").removesuffix("_track") or "inbound")
