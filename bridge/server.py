@@ -22,6 +22,7 @@ from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose
 from bridge.errors import Busy, DeliveryError
 from bridge.http.app import HttpServer, make_app
+from bridge.http.live import Hub
 from bridge.ingress.rtp_types import BadMedia
 from bridge.interfaces import Egress, Recogniser
 from bridge.media import MediaAddress, MediaRequest
@@ -78,6 +79,7 @@ class Server:
         self.http: HttpServer | None = None
         self._expirer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self.hub = Hub()
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
@@ -142,6 +144,7 @@ class Server:
                 Desk(self),
                 token=token.get_secret_value() if token else None,
                 hosts=self.settings.http.hosts,
+                hub=self.hub,
             )
             self.http = HttpServer(app, listeners["http"])
             await self.http.start()
@@ -323,7 +326,8 @@ class Server:
     # -- events --------------------------------------------------------------------------------
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue."""
+        """To every sink's queue, and to who watches."""
+        self.hub.publish(event)
         for outbox in self.outboxes:
             outbox.put(event)
 

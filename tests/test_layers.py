@@ -52,7 +52,7 @@ OURS: dict[str, str] = {
     "bridge.engine.*": IO,
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
-    "bridge.http.*": f"{IO} bridge.metrics bridge.media bridge.ingress.rtp_types",
+    "bridge.http.*": f"{IO} bridge.contract bridge.metrics bridge.media bridge.ingress.rtp_types",
     "bridge.caller": f"{IO} bridge.script",
     "bridge.rtp_script": f"{PURE} bridge.audio.* bridge.ingress.* bridge.script",
     "bridge.rtp_caller": f"{IO} bridge.caller bridge.rtp_script",
