@@ -16,4 +16,4 @@ class WebSocketSettings(Listener):
     max_connections_per_address: int = Field(default=4096, ge=1)
     start_deadline: float = Field(default=5.0, gt=0, le=60)
     patience: float = Field(default=10.0, gt=0, le=600)  # without audio, where a protocol minds
-    max_message: int = Field(default=65536, ge=1024, le=16 * 1024 * 1024)  # bytes
+    max_message: int = Field(default=1 << 20, ge=1024, le=16 * 1024 * 1024)  # bytes

@@ -103,7 +103,9 @@ class Server:
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         self._socket_user: SocketUser | None = None
         if settings.websocket is not None:
-            self._socket_user = SocketUser(settings.websocket, self.switchboard, self.metrics, bank)
+            self._socket_user = SocketUser(
+                settings.websocket, self.switchboard, self.metrics, bank, clock=clock
+            )
         if settings.rtp is not None:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
         self.ari = taps.make(settings, self.switchboard, self.metrics)

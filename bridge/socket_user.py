@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,6 +25,7 @@ from bridge.ingress.media_socket import (
     LegEnded,
     MediaSocket,
     Opening,
+    SocketError,
     SocketRules,
 )
 from bridge.line import Line
@@ -36,6 +38,9 @@ from bridge.types import Announcement, CallEvent, Closed, Heard, LegName, Warned
 
 log = logging.getLogger(__name__)
 
+BEHIND, AGAIN = 3.0, 1.5  # s of audio unheard at which a client waits, and goes on
+HOLD = 5.0  # s; then it goes on whatever the engine does, and the leg's queue drops its oldest
+
 Make: TypeAlias = Callable[[Opening, SocketRules, float], MediaSocket]
 
 
@@ -46,6 +51,8 @@ class Kind:
     name: str
     make: str  # "module:class", called with (Opening, SocketRules, now)
     subprotocols: tuple[str, ...] = ()
+    paced: bool = False
+    """Its clients may send faster than real time, a file say, and are made to wait (`BEHIND`)."""
 
     def load(self) -> Make:
         """The class."""
@@ -57,6 +64,8 @@ class Kind:
 PROTOCOLS: dict[str, Kind] = {
     # path → protocol; a path that ends in / has others below it
     "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio"),
+    "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
+    "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
 }
 
 
@@ -78,13 +87,16 @@ def kind_of(path: str) -> Kind | None:
 class SocketLeg:
     """One leg of a session. Implements `bridge.line.Listener`."""
 
-    __slots__ = ("_session", "line", "name", "origin")
+    __slots__ = ("_listened", "_session", "behind", "line", "name", "origin", "sent")
 
     def __init__(self, session: Session, name: LegName, now: float) -> None:
         self._session = session
         self.name: LegName = name
         self.line: Line | None = None
         self.origin = now  # when its first sample came
+        self.sent = 0.0  # s of audio
+        self._listened = 0.0  # s of it that the recogniser has heard
+        self.behind = False  # its client waits
 
     def told(self, event: CallEvent) -> None:
         if not self._session.over:
@@ -92,9 +104,26 @@ class SocketLeg:
             self._session.flush()
 
     def heard(self, heard: Heard) -> None:
-        if not self._session.over:
-            self._session.media.heard(self.name, heard)
-            self._session.flush()
+        if self._session.over:
+            return
+        if self.behind and self.sent - self._at(heard) < AGAIN:
+            self.behind = False
+            if not any(leg.behind for leg in self._session.legs.values()):
+                self._session.connection.release()
+        self._listened = self._at(heard)
+        self._session.media.heard(self.name, heard)
+        self._session.flush()
+
+    def _at(self, heard: Heard) -> float:
+        """How far the recogniser has listened, on the leg's own clock."""
+        leg = self.line.leg if self.line is not None else None
+        return heard.at - (leg.offset if leg is not None else 0.0)
+
+    def came(self, sent: float) -> bool:
+        """So many seconds of audio have come: is that too far ahead of the recogniser?"""
+        self.sent = sent
+        self.behind = sent - self._listened > BEHIND
+        return self.behind
 
     def finalised(self) -> None:
         """All that was said before `LegAsked` has been told."""
@@ -142,9 +171,12 @@ class SocketUser:
         metrics: Metrics,
         bank: Bank,
         tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._rules = SocketRules(settings.start_deadline, settings.patience)
+        self._rules = SocketRules(
+            settings.start_deadline, settings.patience, clock, lambda: metrics.last_step
+        )
         self._switchboard = switchboard
         self._metrics = metrics
         self._tls = tls
@@ -166,12 +198,15 @@ class SocketUser:
             leg = session.legs.get(event.leg)
             if leg is not None and leg.line is not None:
                 frame = event.frame
-                began = now - (frame.start + len(frame.samples)) / frame.rate
+                sent = (frame.start + len(frame.samples)) / frame.rate
+                began = now - sent
                 if began < leg.origin:
                     leg.origin = began
                 lost = leg.line.audio(frame)
                 if lost:
                     self._metrics.dropped("frames", "waiting", lost)
+                if session.kind.paced and leg.came(sent):
+                    connection.hold(now + HOLD)
             return
         match event:
             case Knocked():
@@ -202,9 +237,18 @@ class SocketUser:
             return connection.hang_up()
         offered = [o.strip() for o in knock.headers.get("sec-websocket-protocol", "").split(",")]
         opening = Opening(
-            path, dict(parse_qsl(parts.query)), knock.headers, "loopback", [o for o in offered if o]
+            path,
+            dict(parse_qsl(parts.query)),
+            knock.headers,
+            "loopback",
+            [o for o in offered if o],
+            str(uuid4()),
         )
-        media = kind.load()(opening, self._rules, now)
+        try:
+            media = kind.load()(opening, self._rules, now)
+        except SocketError as e:
+            stream.page(400, f"{e}\n")
+            return connection.hang_up()
         connection.label = f"{kind.name} {connection.host}"
         session = Session(connection, kind, media, self._end)
         connection.context = session
@@ -264,10 +308,16 @@ class SocketUser:
             return session.flush()
         leg.line = line
         session.legs[event.leg] = leg
+        session.media.taken(event.leg)
+        session.flush()
 
     def _hung_up(self, session: Session, leg: SocketLeg) -> None:
-        """Call control, or the engine, has ended a leg; the switchboard closes its line."""
-        if leg.line is not None:  # or it was refused, and its protocol will say how
+        """Call control, or the engine, has ended a leg; the switchboard closes its line.
+
+        One that is not a leg yet is refused, and `_began` says so.
+        """
+        if not session.over and leg.line is not None:
+            session.media.hung_up()
             self._end(session, "bridge")
 
     def _ended(self, session: Session, name: LegName, reason: str) -> None:

@@ -13,7 +13,7 @@ Whoever adds a protocol writes one file here, and one line in `bridge.socket_use
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -108,17 +108,22 @@ class Opening:
     who: str = ""
     offered: Sequence[str] = ()
     """Subprotocols that the client speaks, in its order."""
+    id: str = "00000000-0000-4000-8000-000000000000"
+    """Of this connection alone: a UUID."""
 
 
 @dataclass(frozen=True, slots=True)
 class SocketRules:
     """Settings of [websocket] that protocols need. Seconds.
 
-    `patience`: without audio, where a protocol ends a connection for that.
+    `patience`: without audio, where a protocol ends a connection for that. `clock`: that of every
+    `now`, for what happens between messages. `step`: what the engine's last step took.
     """
 
     start_deadline: float = 5.0
     patience: float = 10.0
+    clock: Callable[[], float] = lambda: 0.0
+    step: Callable[[], float] = lambda: 0.0
 
 
 class MediaSocket(Protocol):
@@ -153,6 +158,12 @@ class MediaSocket(Protocol):
 
     def refused(self, leg: LegName, reason: str) -> None:
         """The leg was not taken: `reason` is that of `bridge.types.Refused`."""
+
+    def taken(self, leg: LegName) -> None:
+        """The leg has its slot."""
+
+    def hung_up(self) -> None:
+        """Call control, or an engine that failed, ends the connection: say what is to be said."""
 
     def messages(self) -> Sequence[str | bytes]:
         """What to send now: text as str, binary as bytes. Empties the list."""
@@ -238,6 +249,12 @@ class MediaBase:
 
     def refused(self, leg: LegName, reason: str) -> None:
         self.leave(BUSY, f"the call was not taken: {reason}")
+
+    def taken(self, leg: LegName) -> None:
+        """Nothing."""
+
+    def hung_up(self) -> None:
+        """Nothing."""
 
     def messages(self) -> Sequence[str | bytes]:
         if not self._out:

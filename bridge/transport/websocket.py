@@ -230,6 +230,7 @@ class WebSocket:
         except SocketError as e:
             self._goodbye = (e.code, str(e))
             raise
+        self._say()
         return self._unless_left(events)
 
     def _unless_left(self, events: Sequence[SocketEvent]) -> Sequence[WebSocketEvent]:
