@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, deque
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from bridge.types import CallEvent
 WATCHERS = 32  # at once
 QUEUE = 1000  # events that wait for one of them
 KEEP_ALIVE = 15.0  # s between comments that keep proxies from closing
+LOOK = 1.0  # s between looks whether the client is still there
 
 
 class Watcher:
@@ -78,21 +80,28 @@ async def events(request: web.Request) -> web.StreamResponse:
     """Until the client goes."""
     hub = request.app[HUB]
     watcher = hub.watch(request.query.get("call", ""))
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     try:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b": events of calls\n\n")
-        while True:
-            try:
-                async with asyncio.timeout(KEEP_ALIVE):
-                    await watcher.news.wait()
-            except TimeoutError:
-                await response.write(b":\n\n")
-            else:
-                await response.write(watcher.take())
+        while await _news(request, watcher):
+            await response.write(watcher.take() or b":\n\n")
             if isinstance(request.protocol, Connection):
                 request.protocol.answering()  # its deadline begins anew
     except ConnectionError:
-        raise Refusal(499, "the client has gone") from None
+        pass
     finally:
         hub.watchers.discard(watcher)
+    return response
+
+
+async def _news(request: web.Request, watcher: Watcher) -> bool:
+    """Wait for news, for `KEEP_ALIVE` at most. False when the client has gone."""
+    for _ in range(round(KEEP_ALIVE / LOOK)):
+        if request.transport is None or request.transport.is_closing():
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK):
+                await watcher.news.wait()
+                return True
+    return True
