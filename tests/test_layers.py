@@ -59,6 +59,10 @@ OURS: dict[str, str] = {
     "bridge.capture_file": "bridge.errors",
     "bridge.capture": "bridge.errors bridge.audio.* bridge.ingress.* bridge.capture_file",
     "bridge.announcing": IO,
+    "bridge.socket_client": "bridge.errors",
+    "bridge.latency": "bridge.errors bridge.types bridge.audio.* bridge.recording "
+    "bridge.socket_client",
+    "bridge.mic": "bridge.errors bridge.logs bridge.socket_client",
     "bridge.rtp_call": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.ingress.* "
     "bridge.recording bridge.rtp_caller bridge.rtp_script",
     "bridge.client_rtp": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.rtp_call "
@@ -100,7 +104,8 @@ OWNERS = {
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
     "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
     "uvloop": "bridge.worker",
-    "websockets": "bridge.transport.websocket bridge.bench.*",
+    "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
+    "sounddevice": "bridge.mic",
     "orjson": "bridge.ingress.media_socket",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
@@ -111,7 +116,7 @@ OWNERS = {
     "py3langid": "bridge.engine.language",
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
-    "matplotlib": "bridge.bench.*",
+    "matplotlib": "bridge.bench.* bridge.latency",
 }
 
 
