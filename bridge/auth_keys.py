@@ -64,8 +64,9 @@ class ProviderKeys:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
-    async def refresh(self, patience: float = PATIENCE) -> None:
-        """Ask again, unless that has just been done; return when there is an answer, or none.
+    async def refresh(self) -> None:
+        """Ask again, unless that has just been done; back when there is an answer, or after
+        `PATIENCE` seconds.
 
         Everybody who waits waits for the same request; it goes on when they have given up.
         """
@@ -74,7 +75,7 @@ class ProviderKeys:
                 return
             self._begin()
         if self._fetching is not None:
-            await asyncio.wait({self._fetching}, timeout=patience)
+            await asyncio.wait({self._fetching}, timeout=PATIENCE)
 
     async def _keep_fresh(self) -> None:
         while True:

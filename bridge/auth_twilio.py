@@ -65,8 +65,8 @@ def bases(public_url: str) -> list[str]:
 def targets(knock: Knock) -> list[str]:
     """Path and query as they were sent, with and without a slash at the path's end."""
     path, mark, query = (knock.raw_path or knock.path).partition("?")
-    bare = path.rstrip("/")
-    return [bare + mark + query, f"{bare}/{mark}{query}"] if path.startswith("/") else []
+    other = path.removesuffix("/") if path.endswith("/") else f"{path}/"
+    return [p + mark + query for p in (path, other)] if path.startswith("/") else []
 
 
 def named_algorithm(settings: str) -> str:

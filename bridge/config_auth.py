@@ -127,16 +127,16 @@ class KeySettings(Limits):
         return self
 
 
-Asymmetric = Literal[
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
-]
-Symmetric = Literal["HS256", "HS384", "HS512"]
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+    "HS256", "HS384", "HS512",
+]  # fmt: skip
 
 
 class JwtSettings(Limits):
     """[websocket.jwt]: absent section, no tokens."""
 
-    algorithms: list[Asymmetric | Symmetric] = Field(default=["RS256"], min_length=1)
+    algorithms: list[Algorithm] = Field(default=["RS256"], min_length=1)
     audience: Text
     issuer: Text
     # One of these three:

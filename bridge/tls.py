@@ -25,29 +25,26 @@ SOON = 14 * DAY  # a certificate that ends within it is warned of
 class Certificate:
     """A certificate with its chain, and its key. `where`: the section, for sentences.
 
-    Raises `ConfigError` if it cannot be used. `now`: Unix time.
+    Raises `ConfigError` if it cannot be used. `now`: Unix time. `context` is to be asked for by
+    every connection: `reload` puts another one there, whole or not at all.
     """
 
     def __init__(self, cert: str, key: str, now: float, *, where: str = "websocket") -> None:
         self._cert, self._key, self._where = cert, key, where
-        self.context = _context()
-        self.expires = self._checked(now)  # Unix time
-        self.context.load_cert_chain(cert, key, password=_no_password)
+        self.context, self.expires = self._loaded(now)  # Unix time
 
     def reload(self, now: float) -> bool:
         """Use what is in the files now, from the next connection on; False: it is not usable, the
         reason is in the log, and nothing changes."""
         try:
-            expires = self._checked(now)
+            self.context, self.expires = self._loaded(now)
         except ConfigError as e:
             log.error("the certificate stays as it was: %s", e)
             return False
-        self.context.load_cert_chain(self._cert, self._key, password=_no_password)
-        self.expires = expires
         return True
 
-    def _checked(self, now: float) -> float:
-        """Until when it is good."""
+    def _loaded(self, now: float) -> tuple[ssl.SSLContext, float]:
+        """And until when it is good."""
         leaf = self._leaf()
         self._read(self._key, "tls_key")
         begins, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
@@ -55,21 +52,22 @@ class Certificate:
             raise self._wrong("tls_cert", f"{self._cert}: has expired on {_day(ends)}; renew it")
         if now < begins:
             raise self._wrong("tls_cert", f"{self._cert}: is not good before {_day(begins)}")
+        context = _context()
         try:
-            _context().load_cert_chain(self._cert, self._key, password=_no_password)
+            context.load_cert_chain(self._cert, self._key, password=_no_password)
         except _Encrypted:
             raise self._wrong(
                 "tls_key", f"{self._key}: has a password; give a key without one"
             ) from None
         except ssl.SSLError as e:
-            if e.reason == "KEY_VALUES_MISMATCH":
+            if e.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
                 text = f"{self._key}: is not the key of {self._cert}"
             else:
                 text = f"{self._key}: expected a private key in PEM, of a kind that TLS takes"
             raise self._wrong("tls_key", text) from None
         if ends - now < SOON:
             log.warning("%s expires on %s", self._cert, _day(ends))
-        return ends
+        return context, ends
 
     def _leaf(self) -> x509.Certificate:
         """The first certificate of the file, which is ours; those after it are its chain."""
