@@ -24,7 +24,10 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 def resolved(value: object) -> object:
-    """What ``file:PATH`` and ``env:NAME`` stand for, without the last line's end."""
+    """What ``file:PATH`` and ``env:NAME`` stand for, without the last line's end.
+
+    In PATH ``$CREDENTIALS_DIRECTORY`` is where systemd puts a service's secrets.
+    """
     if not isinstance(value, str):
         return value
     kind, _, name = value.partition(":")
@@ -35,7 +38,7 @@ def resolved(value: object) -> object:
     if kind != "file":
         return value
     try:
-        with Path(name).open("rb") as file:
+        with Path(os.path.expandvars(name)).open("rb") as file:
             data = file.read(LONGEST_FILE + 1)
         text = data.decode("utf-8").rstrip("\r\n")
     except OSError as e:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bridge.config_auth import AuthSettings
 from bridge.config_fields import Address, Listen, Listener
 
+File = Annotated[str, AfterValidator(os.path.expandvars)]  # $CREDENTIALS_DIRECTORY
 ADD_KEYS = (
     "add [[websocket.key]] (callscribe key new NAME makes one), [websocket.jwt] or "
     "[websocket.twilio]"
@@ -19,8 +21,8 @@ class WebSocketSettings(AuthSettings, Listener):
     """[websocket]: absent section, no WebSockets."""
 
     listen: Listen = Address("127.0.0.1", 8080)
-    tls_cert: str | None = None  # PEM file, with the chain
-    tls_key: str | None = None  # PEM file
+    tls_cert: File | None = None  # PEM, with the chain
+    tls_key: File | None = None  # PEM
     max_connections: int = Field(default=4096, ge=1)
     start_deadline: float = Field(default=5.0, gt=0, le=60)  # s from the upgrade to the first word
     idle_timeout: float = Field(default=30.0, gt=0, le=3600)  # s without anything

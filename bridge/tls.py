@@ -60,7 +60,7 @@ class Certificate:
                 "tls_key", f"{self._key}: has a password; give a key without one"
             ) from None
         except ssl.SSLError as e:
-            if e.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+            if e.reason in ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
                 text = f"{self._key}: is not the key of {self._cert}"
             else:
                 text = f"{self._key}: expected a private key in PEM, of a kind that TLS takes"

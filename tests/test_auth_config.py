@@ -179,6 +179,18 @@ def test_a_secret_in_a_file(tmp_path: Path) -> None:
     assert pem is not None and pem.public_key == SECRET
 
 
+def test_systemds_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "dialer").write_text(SECRET)
+    there = "$CREDENTIALS_DIRECTORY"
+    settings = websocket(
+        tls_cert=f"{there}/c.pem", tls_key=f"{there}/c.key",
+        key=[{"name": "a", "secret": f"file:{there}/dialer"}],
+    )  # fmt: skip
+    assert (settings.tls_cert, settings.tls_key) == (f"{tmp_path}/c.pem", f"{tmp_path}/c.key")
+    assert settings.key[0].digest == hashlib.sha256(SECRET.encode()).digest()
+
+
 def test_a_secret_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWILIO_AUTH_TOKEN", SECRET)
     twilio = websocket(twilio={"auth_token": "env:TWILIO_AUTH_TOKEN"}, public_url="wss://x").twilio
