@@ -8,13 +8,34 @@ token of an identity provider, is none.
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
+from urllib.parse import parse_qsl, unquote
 
 from bridge.auth_types import Credential, Knock, Pair, Secret, Signature
+from bridge.errors import ProtocolError
 
 LONGEST = 8192  # characters; Keycloak's tokens with many roles have 4000
 LONGEST_PART = 512  # of a key of two parts
 
+PARAMETERS = 64
+
 Found = tuple[Credential, ...]
+
+
+def read_knock(target: str, headers: Iterable[tuple[str, str]], host: str) -> Knock:
+    """From a request line's target and the headers, as they were sent. Raises `ProtocolError`."""
+    path, _, text = target.partition("?")
+    if not path.startswith("/") or "#" in target:
+        raise ProtocolError("the request's target must be a path")
+    try:
+        parameters = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=PARAMETERS))
+    except ValueError:
+        raise ProtocolError(f"a URL has at most {PARAMETERS} parameters here") from None
+    together: dict[str, str] = {}
+    for name, value in headers:
+        name = name.lower()
+        together[name] = f"{together[name]}, {value}" if name in together else value
+    return Knock(unquote(path), parameters, together, host, target)
 
 
 def bearer(knock: Knock) -> Found:

@@ -50,7 +50,7 @@ class ProviderKeys:
         self._tls = tls or ssl.create_default_context()
         self._fetching: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._well = True  # as of the last request
+        self.problem = ""  # what was wrong with the last request
 
     def start(self) -> None:
         """Fetch, and go on doing so, on the running loop."""
@@ -83,30 +83,31 @@ class ProviderKeys:
                 self._begin()
             if self._fetching is not None:
                 await asyncio.wait({self._fetching})
-            await asyncio.sleep(self._period if self._well else min(self._period, RETRY))
+            await asyncio.sleep(min(self._period, RETRY) if self.problem else self._period)
 
     def _begin(self) -> None:
         self._ring.asking(self._clock())
         self._fetching = asyncio.get_running_loop().create_task(self._fetch())
 
     async def _fetch(self) -> None:
-        well = False
+        problem = "was not waited for"
         try:
             self._ring.answered(await self._get())
-            well = True
+            problem = ""
             self.counters["fetched"] += 1
-            if not self._well:
+            if self.problem:
                 log.info("websocket.jwt.jwks_url: there are keys again")
         except (OSError, TimeoutError, aiohttp.ClientError, ValueError) as e:
+            problem = f"{urlsplit(self._url).netloc} {_what(e)}"
             self.counters["failed"] += 1
-            if self._well:
+            if not self.problem:
                 log.warning(
-                    "websocket.jwt.jwks_url: %s %s; %d keys of before go on being used",
-                    urlsplit(self._url).netloc, _what(e), len(self._ring),
+                    "websocket.jwt.jwks_url: %s; %d keys of before go on being used",
+                    problem, len(self._ring),
                 )  # fmt: skip
         finally:  # also when we are cancelled
-            self._well = well
-            if not well:
+            self.problem = problem
+            if problem:
                 self._ring.failed()
             self._fetching = None
 

@@ -49,9 +49,9 @@ class Certificate:
         self._read(self._key, "tls_key")
         begins, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
         if now >= ends:
-            raise self._wrong("tls_cert", f"{self._cert}: has expired on {_day(ends)}; renew it")
+            raise self._wrong("tls_cert", f"{self._cert}: has expired on {day(ends)}; renew it")
         if now < begins:
-            raise self._wrong("tls_cert", f"{self._cert}: is not good before {_day(begins)}")
+            raise self._wrong("tls_cert", f"{self._cert}: is not good before {day(begins)}")
         context = _context()
         try:
             context.load_cert_chain(self._cert, self._key, password=_no_password)
@@ -66,7 +66,7 @@ class Certificate:
                 text = f"{self._key}: expected a private key in PEM, of a kind that TLS takes"
             raise self._wrong("tls_key", text) from None
         if ends - now < SOON:
-            log.warning("%s expires on %s", self._cert, _day(ends))
+            log.warning("%s expires on %s", self._cert, day(ends))
         return context, ends
 
     def _leaf(self) -> x509.Certificate:
@@ -103,5 +103,6 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _day(at: float) -> str:
+def day(at: float) -> str:
+    """Of Unix time, in UTC."""
     return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d")

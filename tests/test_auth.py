@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import subprocess
+import sys
 import traceback
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.auth import Auth, Credential, Denied, Identity, KeysWanted, Knock, Pair, Secret
@@ -144,6 +147,39 @@ def test_connections_of_an_address() -> None:
     door.opened(door.check(knock(), show(KEY), NOW), "192.0.2.7")
     assert denied(door, None, show(KEY)).reason == "address_connections"
     assert door.check(knock(host="192.0.2.8"), show(KEY), NOW)
+
+
+def test_what_is_wrong_takes_as_long_as_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key is passed over, wherever the right one stands, and Twilio's variants are all tried."""
+    compared = 0
+
+    def counting(a: bytes, b: bytes) -> bool:
+        nonlocal compared
+        compared += 1
+        return a == b
+
+    monkeypatch.setattr("hmac.compare_digest", counting)
+    keys = [{"name": f"k{i}", "secret": f"{KEY}{i}"} for i in range(5)]
+    door = auth(key=keys, twilio=TWILIO, public_url="wss://x")
+    url = signed("wss://x/t")
+    shown: list[list[Credential]] = [
+        show(f"{KEY}0"), show(f"{KEY}4"), show("wrong"), show("cs_"),
+    ]  # fmt: skip
+    counts = set()
+    for credentials in shown:
+        compared = 0
+        with contextlib.suppress(Denied):
+            door.check(knock(), credentials, NOW)
+        counts.add(compared)
+    assert counts == {5}
+    counts = set()
+    for value in (url, "wrong", signed("wss://x:443/t/")):
+        compared = 0
+        knocked = knock("/t", x_twilio_signature=value)
+        with contextlib.suppress(Denied):
+            door.check(knocked, [*twilio(knocked)], NOW)
+        counts.add(compared)
+    assert counts == {4}
 
 
 # -- failures -------------------------------------------------------------------------------------
@@ -348,12 +384,20 @@ def test_twilios_signature_opens() -> None:
     assert denied(auth(), right, [*twilio(right)]).reason == "no_twilio"
 
 
+def test_who_takes_no_tokens_loads_no_cryptography() -> None:
+    code = (
+        "import sys, bridge.auth; sys.exit('cryptography' in sys.modules or 'jwt' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 # -- whatever comes -------------------------------------------------------------------------------
 
 
 ANY = st.text(max_size=30)
 
 
+@settings(deadline=None)
 @given(ANY, ANY, ANY, ANY, ANY)
 def test_nobody_comes_in_by_accident(
     path: str, host: str, origin: str, authorization: str, parameter: str

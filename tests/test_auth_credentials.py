@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.auth_credentials import (
@@ -17,11 +17,13 @@ from bridge.auth_credentials import (
     looks_like_jwt,
     pair,
     query,
+    read_knock,
     subprotocol,
     token,
     twilio,
 )
 from bridge.auth_types import Knock, Pair, Secret, Signature
+from bridge.errors import ProtocolError
 from tests.knocks import CANARY, knock
 
 
@@ -74,6 +76,41 @@ def test_basic_that_is_not_base64_of_text(value: str) -> None:
     assert basic(knock(authorization=value)) == ()
 
 
+def test_a_request_as_it_was_sent() -> None:
+    target = "/v1/a%20b?token=x%2Fy&model=&token=last"
+    headers = [("Origin", "https://a"), ("ORIGIN", "https://b"), ("X-Api-Key", "k")]
+    knocked = read_knock(target, headers, "192.0.2.7")
+    assert (knocked.path, knocked.raw_path, knocked.host) == ("/v1/a b", target, "192.0.2.7")
+    assert knocked.query == {"token": "last", "model": ""}
+    assert knocked.headers == {"origin": "https://a, https://b", "x-api-key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("", "the request's target must be a path"),
+        ("https://evil.example/t", "the request's target must be a path"),
+        ("/t#x", "the request's target must be a path"),
+        ("/t?" + "&".join("a=b" for _ in range(65)), "a URL has at most 64 parameters here"),
+    ],
+)
+def test_a_request_that_is_none(target: str, sentence: str) -> None:
+    with pytest.raises(ProtocolError, match=f"^{sentence}$"):
+        read_knock(target, [], "192.0.2.7")
+
+
+@settings(deadline=None)
+@given(st.text(), st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))))
+def test_any_request_is_read_or_refused(target: str, headers: list[tuple[str, str]]) -> None:
+    for text in (target, f"/{target}"):
+        try:
+            knocked = read_knock(text, headers, "192.0.2.7")
+        except ProtocolError:
+            continue
+        assert knocked.raw_path == text
+        assert set(knocked.headers) == {name.lower() for name, _ in headers}
+
+
 def test_no_other_place() -> None:
     nothing = knock()
     for found in (
@@ -111,6 +148,7 @@ def test_what_looks_like_a_token() -> None:
 LETTERS = st.text(st.characters(exclude_categories=[]), max_size=80)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([
     "authorization", "modal-key", "modal-secret", "x-api-key", "sec-websocket-protocol",
     "x-twilio-signature", "x-twilio-webhooks-signature-settings",
@@ -127,6 +165,7 @@ def test_anything_may_be_sent(headers: dict[str, str], parameters: dict[str, str
             assert 0 < len(credential.value) <= LONGEST
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_characters=":", exclude_categories=["Cs"]), min_size=1),
        st.text(st.characters(exclude_categories=["Cs"]), min_size=1))  # fmt: skip
 def test_basic_is_read_as_it_was_written(user: str, password: str) -> None:

@@ -34,6 +34,12 @@ from tests.knocks import (
 
 HMAC = CANARY * 2
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+JSON = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(
+    st.text(max_size=2), SCALARS, max_size=2
+)  # fmt: skip
+ANYTHING = effort(max_examples=60, deadline=None)  # a first signature takes its time
+
 
 def settings(**more: Any) -> JwtSettings:
     given = {"audience": "callscribe", "issuer": ISSUER, "public_key": pem(rsa_key()), **more}
@@ -143,16 +149,13 @@ def test_what_is_no_token(text: str) -> None:
     assert refused(verifier(), text)[0] in ("jwt_malformed", "jwt_algorithm")
 
 
+@ANYTHING
 @given(st.text() | st.from_regex(r"ey[\w-]*\.[\w-]*\.[\w-]*", fullmatch=True))
 def test_any_text_may_come(text: str) -> None:
     refused(verifier(), text)
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-
-
-@effort(max_examples=40)
+@ANYTHING
 @given(st.dictionaries(st.sampled_from(["alg", "kid", "crit", "typ", "b64"]), JSON), JSON)
 def test_any_header_may_come(header: dict[str, Any], payload: object) -> None:
     refused(verifier(), raw_token(header, payload))
@@ -224,7 +227,7 @@ def test_sentences_say_what_to_change() -> None:
     assert refused(verifier(), token(aud="x"))[1] == "the token is for somebody else (aud)"
 
 
-@effort(max_examples=40)
+@ANYTHING
 @given(JSON.filter(lambda claim: not isinstance(claim, dict)) | st.dictionaries(
     st.sampled_from(["exp", "nbf", "iat", "aud", "iss", "jti"]), JSON))  # fmt: skip
 def test_any_claims_may_come(payload: object) -> None:
@@ -352,10 +355,13 @@ def test_what_is_no_key_set(document: bytes) -> None:
     assert len(ring) == 1
 
 
-@effort(max_examples=20)
-@given(st.lists(st.dictionaries(st.sampled_from(
-    ["kty", "kid", "alg", "use", "n", "e", "crv", "x", "y", "key_ops"]),
-    JSON | st.sampled_from(["RSA", "EC", "OKP", "P-256", "Ed25519", "sig", "AQAB"]))))  # fmt: skip
+NAMES = st.sampled_from(["kty", "kid", "alg", "use", "n", "e", "crv", "x", "y", "key_ops"])
+WORDS = st.sampled_from(["RSA", "EC", "OKP", "P-256", "Ed25519", "sig", "AQAB"])
+JWKS = st.dictionaries(NAMES, JSON | WORDS)
+
+
+@ANYTHING
+@given(st.lists(JWKS, max_size=3))
 def test_a_provider_may_answer_anything(keys: list[dict[str, Any]]) -> None:
     algorithms = ["RS256", "ES256", "EdDSA"]
     _, ring = provider(jwk(rsa_key(), "a"), algorithms=algorithms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twilio.request_validator import RequestValidator
 
@@ -114,6 +114,7 @@ def test_the_algorithm_that_is_named(settings: str, algorithm: str) -> None:
     assert named_algorithm(settings) == algorithm
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(max_size=20))
 def test_nothing_forged_passes(signature: str, settings: str) -> None:
     assert not right(signature, knock("/t"), settings)
@@ -122,6 +123,7 @@ def test_nothing_forged_passes(signature: str, settings: str) -> None:
 PATHS = st.text("abcXYZ019-_.~%/", max_size=20).map(lambda text: f"/{text}")
 
 
+@settings(deadline=None)
 @given(PATHS, st.text("abcdefghij0123456789", min_size=1), st.sampled_from([URL, f"{URL}:443"]))
 def test_whatever_twilio_takes_we_take(path: str, token: str, public_url: str) -> None:
     url = public_url + path

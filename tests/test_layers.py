@@ -55,7 +55,7 @@ OURS: dict[str, str] = {
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
     "bridge.auth_types": "bridge.errors",
-    "bridge.auth_credentials": "bridge.auth_types",
+    "bridge.auth_credentials": "bridge.auth_types bridge.errors",
     "bridge.auth_limits": "bridge.auth_types",
     "bridge.auth_twilio": "bridge.auth_types",
     "bridge.auth_ring": "bridge.auth_types",
