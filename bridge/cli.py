@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
 
     bench.add_arguments(command("bench", _bench, "Measure; BENCHMARKS.md says what."))
 
+    from bridge import key_command
+
+    key_command.add_arguments(command("key", key_command.run, "Keys that open WebSockets."))
+
     webhook = command("webhook", _webhook, "Help with webhooks.")
     webhook.add_argument("what", choices=["secret"], help="secret: make a random secret")
     return parser

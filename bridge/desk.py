@@ -195,6 +195,11 @@ def watch(server: Server) -> None:
     if esl is not None:
         gauge("esl_up", "1 when logged in.", lambda: esl.state == "up")
         counts("esl_total", "What happened on the event socket.", lambda: esl.counters, "what")
+    if server.sockets is not None and server.socket_user is not None:
+        sockets, auth = server.sockets, server.socket_user.auth
+        gauge("websockets", "Open WebSockets.", lambda: sockets.connections)
+        counts("websocket_total", "What happened there.", lambda: sockets.counters, "what")
+        counts("websocket_auth_total", "Who was let in, or not.", lambda: auth.counters, "what")
     if server.rtp is not None:
         _watch_rtp(server, server.rtp)
     if port is not None:

@@ -42,7 +42,7 @@ END_REASONS = (
     ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
     + REFUSED_CALLS
 )  # fmt: skip
-REFUSED_CONNECTIONS = ("address", "limit", "deadline", "protocol", "no_uuid")
+REFUSED_CONNECTIONS = ("denied", "address", "limit", "deadline", "protocol", "no_uuid")
 DROPPED = ("frames", "events", "announcements")
 DROP_REASONS = ("queue", "waiting", "full", "late", "closed", "protocol", "limit", "expired")
 WARNINGS = (

@@ -101,10 +101,15 @@ class Server:
             bank=bank,
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
-        self._socket_user: SocketUser | None = None
+        self.socket_user: SocketUser | None = None
         if settings.websocket is not None:
-            self._socket_user = SocketUser(
-                settings.websocket, self.switchboard, self.metrics, bank, clock=clock
+            self.socket_user = SocketUser(
+                settings.websocket,
+                self.switchboard,
+                self.metrics,
+                bank,
+                clock=clock,
+                pages=settings.http.listen,
             )
         if settings.rtp is not None:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
@@ -158,8 +163,10 @@ class Server:
             await self.esl.start()
         if "audiosocket" in listeners:
             self._make_port(listeners["audiosocket"])
-        if "websocket" in listeners and self._socket_user is not None:
-            self._make_sockets(listeners["websocket"], self._socket_user)
+        if "websocket" in listeners and self.socket_user is not None:
+            self._make_sockets(listeners["websocket"], self.socket_user)
+            if self.socket_user.keys is not None:
+                self.socket_user.keys.start()
         watch(self)
         self._expirer = asyncio.create_task(self._expire(), name="expire")
         loop = asyncio.get_running_loop()
@@ -304,6 +311,8 @@ class Server:
         for port in self._ports:
             await self._peers_gone(port)
             port.close()
+        if self.socket_user is not None and self.socket_user.keys is not None:
+            await self.socket_user.keys.close()
         if self.http is not None:
             await self.http.close()
         await self.recogniser.close()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import asyncio
 import logging
-import ssl
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
-from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
 
 from bridge.audio.resample import Bank
-from bridge.config import WebSocketSettings
-from bridge.errors import Busy
-from bridge.http.access import is_loopback
+from bridge.auth import Auth, Denied, Identity, KeysWanted, Knock
+from bridge.auth_credentials import read_knock
+from bridge.auth_keys import admit, make_keys
+from bridge.config import Address, WebSocketSettings
+from bridge.errors import Busy, ProtocolError
 from bridge.ingress import twilio
 from bridge.ingress.media_socket import (
     LegAsked,
@@ -30,7 +29,9 @@ from bridge.ingress.media_socket import (
 )
 from bridge.line import Line
 from bridge.metrics import Metrics
+from bridge.socket_kinds import Kind, kind_of
 from bridge.switchboard import Switchboard
+from bridge.tls import Certificate
 from bridge.transport.connection import Connection, StreamIngress
 from bridge.transport.tls import Tls
 from bridge.transport.websocket import Knocked, WebSocket, WebSocketEvent
@@ -40,48 +41,6 @@ log = logging.getLogger(__name__)
 
 BEHIND, AGAIN = 3.0, 1.5  # s of audio unheard at which a client waits, and goes on
 HOLD = 5.0  # s; then it goes on whatever the engine does, and the leg's queue drops its oldest
-
-Make: TypeAlias = Callable[[Opening, SocketRules, float], MediaSocket]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A protocol: its name in events and metrics, what speaks it, its subprotocols."""
-
-    name: str
-    make: str  # "module:class", called with (Opening, SocketRules, now)
-    subprotocols: tuple[str, ...] = ()
-    paced: bool = False
-    """Its clients may send faster than real time, a file say, and are made to wait (`BEHIND`)."""
-
-    def load(self) -> Make:
-        """The class."""
-        module, _, name = self.make.partition(":")
-        made: Make = getattr(importlib.import_module(module), name)
-        return made
-
-
-PROTOCOLS: dict[str, Kind] = {
-    # path → protocol; a path that ends in / has others below it
-    "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio"),
-    "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
-    "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
-}
-
-
-def kind_of(path: str) -> Kind | None:
-    """The protocol that is spoken at a path."""
-    found = PROTOCOLS.get(path) or PROTOCOLS.get(path.rstrip("/") or "/")
-    if found is not None:
-        return found
-    return next(
-        (
-            kind
-            for at, kind in PROTOCOLS.items()
-            if at != "/" and at[-1] == "/" and path[: len(at)] == at
-        ),
-        None,
-    )
 
 
 class SocketLeg:
@@ -135,17 +94,19 @@ class SocketLeg:
 class Session:
     """One WebSocket that is open: its protocol, and its legs while they are up."""
 
-    __slots__ = ("_end", "connection", "kind", "legs", "media", "over")
+    __slots__ = ("_end", "connection", "identity", "kind", "legs", "media", "over")
 
     def __init__(
         self,
         connection: Connection[WebSocketEvent],
         kind: Kind,
+        identity: Identity,
         media: MediaSocket,
         end: Callable[[Session, str], None],
     ) -> None:
         self.connection = connection
         self.kind = kind
+        self.identity = identity
         self.media = media
         self.legs: dict[LegName, SocketLeg] = {}
         self.over = False
@@ -170,22 +131,29 @@ class SocketUser:
         switchboard: Switchboard,
         metrics: Metrics,
         bank: Bank,
-        tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
+        pages: Address | None = None,
     ) -> None:
         self._settings = settings
+        self.auth = Auth(settings, pages=[pages] if pages is not None else [])
+        self.keys = make_keys(self.auth, settings.jwt)
+        self.certificate: Certificate | None = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self.certificate = Certificate(settings.tls_cert, settings.tls_key, time.time())
+        self._asking: set[asyncio.Task[None]] = set()
         self._rules = SocketRules(
             settings.start_deadline, settings.patience, clock, lambda: metrics.last_step
         )
         self._switchboard = switchboard
         self._metrics = metrics
-        self._tls = tls
         self.turn_over = bank.run
 
     def ingress(self, now: float) -> StreamIngress[WebSocketEvent]:
         """A new connection."""
         stream = WebSocket(self._settings.max_message, now)
-        return stream if self._tls is None else Tls(self._tls, stream, now)
+        if self.certificate is None:
+            return stream
+        return Tls(self.certificate.context, stream, now)
 
     def event(
         self, connection: Connection[WebSocketEvent], event: WebSocketEvent, now: float
@@ -223,34 +191,82 @@ class SocketUser:
 
     def _knocked(self, connection: Connection[WebSocketEvent], knock: Knocked, now: float) -> None:
         stream = _stream(connection)
-        parts = urlsplit(knock.raw_path)
-        path = unquote(parts.path)
+        try:
+            asked = read_knock(knock.raw_path, knock.headers.items(), connection.host)
+        except ProtocolError as e:
+            return self._refuse(connection, 400, str(e))
         if not knock.upgrade:
-            return self._page(connection, stream, path)
-        kind = kind_of(path)
+            return self._page(connection, stream, asked.path)
+        kind = kind_of(asked.path)
         if kind is None:
-            stream.page(404, "no protocol is spoken here; the README lists the paths\n")
-            return connection.hang_up()
-        if not is_loopback(connection.host):
-            self._metrics.connection_refused("address")
-            stream.page(403, "this listener serves loopback only, until keys are configured\n")
-            return connection.hang_up()
-        offered = [o.strip() for o in knock.headers.get("sec-websocket-protocol", "").split(",")]
+            sentence = "no protocol is spoken here; the README lists the paths"
+            return self._refuse(connection, 404, sentence)
+        try:
+            identity = self.auth.check(asked, kind.find(asked), time.time())
+            self._admit(connection, kind, asked, identity, now)
+        except KeysWanted:
+            task = asyncio.create_task(self._after_keys(connection, kind, asked))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        except Denied as e:
+            self._denied(connection, e)
+
+    async def _after_keys(
+        self, connection: Connection[WebSocketEvent], kind: Kind, asked: Knock
+    ) -> None:
+        """The provider's keys are fetched first; the client waits for its answer meanwhile."""
+        try:
+            identity = await admit(self.auth, self.keys, asked, kind.find(asked))
+            if connection.ingress is not None:  # it is still there
+                self._admit(connection, kind, asked, identity, self._rules.clock())
+                connection.flush()
+        except Denied as e:
+            if connection.ingress is not None:
+                self._denied(connection, e)
+
+    def _denied(self, connection: Connection[WebSocketEvent], e: Denied) -> None:
+        self._metrics.connection_refused("denied")
+        headers = {"Retry-After": str(math.ceil(e.retry_after))} if e.retry_after else {}
+        if e.status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="callscribe"'
+        self._refuse(connection, e.status, e.sentence, headers)
+
+    def _refuse(
+        self,
+        connection: Connection[WebSocketEvent],
+        status: int,
+        sentence: str,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        _stream(connection).page(status, f"{sentence}\n", headers)
+        connection.hang_up()
+
+    def _admit(
+        self,
+        connection: Connection[WebSocketEvent],
+        kind: Kind,
+        asked: Knock,
+        identity: Identity,
+        now: float,
+    ) -> None:
+        """It may: its protocol begins. Raises `Denied` if there are too many."""
+        stream = _stream(connection)
+        offered = [o.strip() for o in asked.headers.get("sec-websocket-protocol", "").split(",")]
         opening = Opening(
-            path,
-            dict(parse_qsl(parts.query)),
-            knock.headers,
-            "loopback",
+            asked.path,
+            asked.query,
+            asked.headers,
+            identity.name,
             [o for o in offered if o],
             str(uuid4()),
         )
         try:
             media = kind.load()(opening, self._rules, now)
         except SocketError as e:
-            stream.page(400, f"{e}\n")
-            return connection.hang_up()
-        connection.label = f"{kind.name} {connection.host}"
-        session = Session(connection, kind, media, self._end)
+            return self._refuse(connection, 400, str(e))
+        self.auth.opened(identity, connection.host)
+        connection.label = f"{kind.name} {identity.name} {connection.host}"
+        session = Session(connection, kind, identity, media, self._end)
         connection.context = session
         subprotocol = next((o for o in offered if o in kind.subprotocols), None)
         for event in stream.accept(media, now, subprotocol):
@@ -339,6 +355,7 @@ class SocketUser:
         if session.over:
             return
         session.over = True
+        self.auth.closed(session.identity, session.connection.host)
         for name in list(session.legs):
             self._ended(session, name, reason)
         session.connection.hang_up()

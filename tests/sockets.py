@@ -73,10 +73,12 @@ async def bridge(*, slots: int = 8, scheme: str = "ws", **settings: Any) -> Asyn
         "service": {"drain_timeout": 0, "flush_timeout": 10},
     }
     sink = Sink()
-    server = Server(from_dict(defaults | settings), sinks=[sink])
     socks = {"websocket": listen(Address("127.0.0.1", 0), "test")}
-    if "http" in settings:
+    if "http" in settings:  # a page's Origin is checked by its port
         socks["http"] = listen(Address("127.0.0.1", 0), "test")
+        port = socks["http"].getsockname()[1]
+        settings["http"] = {"listen": f"127.0.0.1:{port}", **settings["http"]}
+    server = Server(from_dict(defaults | settings), sinks=[sink])
     try:
         await server.start(socks)
         yield Bridge(server, sink, socks, scheme)
