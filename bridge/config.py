@@ -70,12 +70,12 @@ class Settings(BaseSettings):
     turns: TurnSettings = TurnSettings()
     audiosocket: AudioSocketSettings | None = None
     rtp: RtpSettings | None = None
-    websocket: WebSocketSettings | None = None
     calls: CallSettings = CallSettings()
     http: HttpSettings = HttpSettings()
     ami: AmiSettings | None = None
     ari: AriSettings | None = None
     esl: EslSettings | None = None
+    websocket: WebSocketSettings | None = None
     webhook: list[WebhookSettings] = Field(default_factory=list)
     log: LogSettings = LogSettings()
     service: ServiceSettings = ServiceSettings()

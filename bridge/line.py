@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import numpy as np
+
 from bridge.leg import Leg
 from bridge.types import CallEvent, Frame, Heard, LegCounts
 
+SILENCE = -90.0  # dB of full scale
 MAX_HELD = 12.0  # s of audio kept for a line that waits; the oldest goes first
 MAX_PIECES = 2000  # frames and digits kept for it: 12 s of 10 ms frames, and some
 
@@ -31,8 +35,8 @@ class Line:
     """
 
     __slots__ = (
-        "_held", "closed", "counted", "hang_up", "ingress", "leg", "listener", "lost", "opened",
-        "origin", "uuid",
+        "_held", "_last", "closed", "counted", "hang_up", "ingress", "latency", "leg", "listener",
+        "lost", "opened", "origin", "uuid",
     )  # fmt: skip
 
     def __init__(
@@ -55,10 +59,13 @@ class Line:
         self.closed = ""
         self.lost = 0  # digits
         self.leg: Leg | None = None
+        self.latency: float | None = None  # s from a word's end to the last event that told it
+        self._last: Frame | None = None
         self._held: deque[Frame | str] = deque()
 
     def audio(self, frame: Frame) -> int:
         """To the leg, or kept until there is one. Returns the number of frames lost."""
+        self._last = frame
         if self.leg is not None:
             self.leg.on_frame(frame)
             return 0
@@ -70,6 +77,13 @@ class Line:
             else:
                 self.lost += 1
         return lost
+
+    def level(self) -> float:
+        """Of the last frame, in dB of full scale; `SILENCE` at least, and once it is closed."""
+        if self._last is None or self.closed or not len(self._last.samples):
+            return SILENCE
+        power = float(np.mean(np.square(self._last.samples, dtype=np.float32)))
+        return max(SILENCE, round(10 * math.log10(power / 32768**2 + 1e-12), 1))
 
     def digit(self, digit: str) -> None:
         """As `audio`; of digits, those that are too many are lost (counted in `lost`)."""

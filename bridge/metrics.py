@@ -42,7 +42,7 @@ END_REASONS = (
     ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
     + REFUSED_CALLS
 )  # fmt: skip
-REFUSED_CONNECTIONS = ("address", "limit", "deadline", "protocol", "no_uuid")
+REFUSED_CONNECTIONS = ("denied", "address", "limit", "deadline", "protocol", "no_uuid")
 DROPPED = ("frames", "events", "announcements")
 DROP_REASONS = ("queue", "waiting", "full", "late", "closed", "protocol", "limit", "expired")
 WARNINGS = (
@@ -84,6 +84,7 @@ class Metrics:
     """All counters and histograms of one bridge. Its methods take microseconds and never block."""
 
     def __init__(self) -> None:
+        self.last_step = 0.0  # s
         self._registry = CollectorRegistry()
         ProcessCollector(namespace=PREFIX, registry=self._registry)
         build = Gauge(f"{PREFIX}_build_info", "Always 1.", ["version"], registry=self._registry)
@@ -183,6 +184,7 @@ class Metrics:
     def step(self, seconds: float, active: int) -> None:
         """One batch step that took `seconds` and advanced `active` slots by a block."""
         self._steps.observe(seconds)
+        self.last_step = seconds
         self._blocks.inc(active)
 
     def word_latency(self, stage: str, seconds: float) -> None:

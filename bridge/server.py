@@ -22,6 +22,7 @@ from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose
 from bridge.errors import Busy, DeliveryError
 from bridge.http.app import HttpServer, make_app
+from bridge.http.live import Hub
 from bridge.ingress.rtp_types import BadMedia
 from bridge.interfaces import Egress, Recogniser
 from bridge.media import MediaAddress, MediaRequest
@@ -78,6 +79,7 @@ class Server:
         self.http: HttpServer | None = None
         self._expirer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self.hub = Hub()
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
@@ -99,9 +101,16 @@ class Server:
             bank=bank,
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
-        self._socket_user: SocketUser | None = None
+        self.socket_user: SocketUser | None = None
         if settings.websocket is not None:
-            self._socket_user = SocketUser(settings.websocket, self.switchboard, self.metrics, bank)
+            self.socket_user = SocketUser(
+                settings.websocket,
+                self.switchboard,
+                self.metrics,
+                bank,
+                clock=clock,
+                pages=settings.http.listen,
+            )
         if settings.rtp is not None:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
         self.ari = taps.make(settings, self.switchboard, self.metrics)
@@ -142,6 +151,7 @@ class Server:
                 Desk(self),
                 token=token.get_secret_value() if token else None,
                 hosts=self.settings.http.hosts,
+                hub=self.hub,
             )
             self.http = HttpServer(app, listeners["http"])
             await self.http.start()
@@ -153,8 +163,10 @@ class Server:
             await self.esl.start()
         if "audiosocket" in listeners:
             self._make_port(listeners["audiosocket"])
-        if "websocket" in listeners and self._socket_user is not None:
-            self._make_sockets(listeners["websocket"], self._socket_user)
+        if "websocket" in listeners and self.socket_user is not None:
+            self._make_sockets(listeners["websocket"], self.socket_user)
+            if self.socket_user.keys is not None:
+                self.socket_user.keys.start()
         watch(self)
         self._expirer = asyncio.create_task(self._expire(), name="expire")
         loop = asyncio.get_running_loop()
@@ -299,6 +311,8 @@ class Server:
         for port in self._ports:
             await self._peers_gone(port)
             port.close()
+        if self.socket_user is not None and self.socket_user.keys is not None:
+            await self.socket_user.keys.close()
         if self.http is not None:
             await self.http.close()
         await self.recogniser.close()
@@ -323,7 +337,8 @@ class Server:
     # -- events --------------------------------------------------------------------------------
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue."""
+        """To every sink's queue, and to who watches."""
+        self.hub.publish(event)
         for outbox in self.outboxes:
             outbox.put(event)
 

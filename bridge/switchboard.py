@@ -20,7 +20,7 @@ from bridge.call import Call, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
 from bridge.leg import Leg
-from bridge.line import Line, Listener
+from bridge.line import SILENCE, Line, Listener
 from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent, CallInfo, Ended, LegCounts, LegName
 
@@ -287,7 +287,8 @@ class Switchboard:
 
     def _latency_of(self, line: Line) -> Callable[[str, float], None]:
         def observe(stage: str, end: float) -> None:
-            self._count.word_latency(stage, self._clock() - line.origin() - end)
+            line.latency = round(self._clock() - line.origin() - end, 3)
+            self._count.word_latency(stage, line.latency)
 
         return observe
 
@@ -305,6 +306,13 @@ class Switchboard:
         """What the audio of a call's legs has come to, in the engine and on the way there."""
         lines = self._counted.get(call.id, {})
         return {name: _counts(leg, lines.get(name)) for name, leg in call.legs.items()}
+
+    def now(self, call: Call, name: str) -> dict[str, float | None]:
+        """A leg's level in dB of full scale, and how late its last word was, in seconds."""
+        line = next((ln for leg, ln in self._counted.get(call.id, {}).items() if leg == name), None)
+        if line is None:
+            return {"level": SILENCE, "latency": None}
+        return {"level": line.level(), "latency": line.latency}
 
     def _told(self, event: CallEvent) -> None:
         """An event of a call goes out; its last one says what its transport lost, too."""

@@ -48,13 +48,16 @@ class Sink:
 
 
 class Bridge:
-    """A server on a free port. `url` has no path."""
+    """A server on free ports. `url` has no path; `page` is where HTTP is, if it is."""
 
-    def __init__(self, server: Server, sink: Sink, sock: socket.socket, scheme: str) -> None:
+    def __init__(
+        self, server: Server, sink: Sink, socks: dict[str, socket.socket], scheme: str
+    ) -> None:
         self.server = server
         self.sink = sink
-        self.port: int = sock.getsockname()[1]
+        self.port: int = socks["websocket"].getsockname()[1]
         self.url = f"{scheme}://127.0.0.1:{self.port}"
+        self.page = f"http://127.0.0.1:{socks['http'].getsockname()[1]}" if "http" in socks else ""
 
     async def over(self, calls: int = 1) -> None:
         """Wait for the ends of that many calls."""
@@ -70,14 +73,18 @@ async def bridge(*, slots: int = 8, scheme: str = "ws", **settings: Any) -> Asyn
         "service": {"drain_timeout": 0, "flush_timeout": 10},
     }
     sink = Sink()
+    socks = {"websocket": listen(Address("127.0.0.1", 0), "test")}
+    if "http" in settings:  # a page's Origin is checked by its port
+        socks["http"] = listen(Address("127.0.0.1", 0), "test")
+        port = socks["http"].getsockname()[1]
+        settings["http"] = {"listen": f"127.0.0.1:{port}", **settings["http"]}
     server = Server(from_dict(defaults | settings), sinks=[sink])
-    sock = listen(Address("127.0.0.1", 0), "test")
     try:
-        await server.start({"websocket": sock})
-        yield Bridge(server, sink, sock, scheme)
+        await server.start(socks)
+        yield Bridge(server, sink, socks, scheme)
     finally:
         await server.close()
-        sock.close()
+        socks["websocket"].close()
 
 
 def speech(words: Iterable[int]) -> Samples:

@@ -441,16 +441,6 @@ def test_signalwire_is_twilio_with_linear_audio() -> None:
         Stream("signalwire").begin("opus")
 
 
-def test_credentials() -> None:
-    basic = {"authorization": "Basic " + b64(b"key:token")}
-    bearer = {"authorization": "Bearer t-1"}
-    assert exotel.credentials(basic, {}) == ["key:token"]
-    assert signalwire.credentials(bearer, {}) == vonage.credentials(bearer, {}) == ["t-1"]
-    assert signalwire.credentials(basic, {}) == []
-    assert telnyx.credentials({"x-telnyx-streaming-auth-token": " t "}, {}) == ["t"]
-    assert telnyx.credentials({}, {}) == []
-
-
 # -- Vonage --------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from bridge.ingress.freeswitch import FreeSwitch, credentials
+from bridge.ingress.freeswitch import FreeSwitch
 from bridge.ingress.media_socket import (
     LegAudio,
     LegBegan,
@@ -159,11 +158,6 @@ def test_each_module_is_answered_in_its_own_form() -> None:
 def test_a_text_without_utf8_is_said_all_the_same() -> None:
     (said_,) = replies(opened({"reply": "fork"}), final("\ud800"))
     assert said_["data"]["data"]["text"] == "?"
-
-
-def test_credentials() -> None:
-    value = "Basic " + base64.b64encode(b"fs:secret").decode()
-    assert credentials({"authorization": value}, {}) == ["fs:secret"]
 
 
 @given(

@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from websockets.uri import parse_uri
 
 from bridge.errors import ProtocolError
 from bridge.ingress.media_socket import MediaBase, Opening, SocketError, SocketEvent, SocketRules
+from bridge.tls import Certificate
 from bridge.transport.tls import Tls
 from bridge.transport.websocket import PING_EVERY, PONG_WITHIN, Knocked, WebSocket
 from bridge.types import Closed
-from tests.sockets import PATIENCE, bridge
+from tests.sockets import PATIENCE, bridge, said, speech
 from tests.test_twilio import messages, start
 from tests.waiting import until
 
@@ -161,7 +163,7 @@ def test_who_asks_for_nothing_has_a_deadline() -> None:
 def test_equal_messages_wake_us_once_a_block() -> None:
     pair = Pair().open()
     assert pair.ours.low_water == 1
-    pair.ours._per_block = 4
+    pair.echo.until_block = 4
     pair.theirs.send_text(b"x" * 200)
     pair.to_us()
     assert 3 * 208 < pair.ours.low_water < 4 * 208
@@ -179,7 +181,9 @@ def test_a_peer_that_does_not_read_is_told_goodbye(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_page_is_no_websocket() -> None:
-    async with bridge(websocket={"public_url": "wss://stt.example.com/"}) as b:
+    async with bridge(
+        websocket={"public_url": "wss://stt.example.com/", "twilio": {"auth_token": TOKEN}}
+    ) as b:
         for path, status, shown in [
             ("/", "426 ", "this is for WebSockets"),
             ("/twilio/twiml", "200 ", 'url="wss://stt.example.com/twilio"'),
@@ -257,6 +261,62 @@ async def test_the_peers_close_is_quick() -> None:
         assert sockets.counters["linger_timeouts"] == 0
 
 
+# -- who may ---------------------------------------------------------------------------------------
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+KEY = "a-key-of-the-tests-with-enough-characters"
+
+
+async def refused(url: str, **headers: str) -> InvalidStatus:
+    with pytest.raises(InvalidStatus) as e:
+        await connect(url, additional_headers=headers)
+    return e.value
+
+
+async def test_without_a_key_nobody_comes_in() -> None:
+    one = {"name": "dialer", "secret": KEY, "max_connections": 1}
+    async with bridge(websocket={"key": [one]}) as b:
+        url = f"{b.url}/ws"
+        assert (await refused(url)).response.status_code == 401
+        wrong = await refused(url, Authorization="Bearer wrong")
+        assert wrong.response.status_code == 401 and b"wrong" in bytes(wrong.response.body or b"")
+        for headers in [{"Authorization": f"Bearer {KEY}"}, {"X-API-Key": KEY}]:
+            async with connect(url, additional_headers=headers) as ws:
+                assert (await refused(url, **headers)).response.status_code == 429  # one at once
+                await ws.close()
+            assert b.server.socket_user is not None
+            auth = b.server.socket_user.auth
+            await until(lambda auth=auth: not len(auth), PATIENCE)
+        assert b.server.recogniser.used == 0
+
+
+async def test_pages_of_others_do_not_come_in() -> None:
+    async with bridge(http={}) as b:
+        assert (
+            await refused(f"{b.url}/ws", Origin="https://evil.example")
+        ).response.status_code == 403
+        proxied = await refused(f"{b.url}/ws", **{"X-Forwarded-For": "192.0.2.1"})
+        assert proxied.response.status_code == 401
+
+
+async def test_a_stream_is_let_in_by_twilios_signature() -> None:
+    """By Twilio's own code, over the public URL and nothing else."""
+    validator = pytest.importorskip("twilio.request_validator").RequestValidator(TOKEN)
+    public = "wss://stt.example.com"
+    async with bridge(websocket={"public_url": public, "twilio": {"auth_token": TOKEN}}) as b:
+        right = validator.compute_signature(f"{public}/twilio", {})
+        other = validator.compute_signature(f"{public}/other", {})
+        async with connect(
+            f"{b.url}/twilio", additional_headers={"X-Twilio-Signature": right}
+        ) as ws:
+            await ws.send(json.dumps(start(["inbound"])))
+            await until(lambda: b.server.recogniser.used == 1, PATIENCE)
+            await ws.close()
+        await b.over()
+        for headers in [{}, {"X-Twilio-Signature": other}, {"X-Twilio-Signature": "x" * 28}]:
+            assert (await refused(f"{b.url}/twilio", **headers)).response.status_code in (401, 403)
+
+
 # -- TLS -------------------------------------------------------------------------------------------
 
 
@@ -283,22 +343,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
-def contexts(certificate: tuple[Path, Path]) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(*certificate)
-    client = ssl.create_default_context(cafile=str(certificate[0]))
-    return server, client
-
-
 async def test_a_call_over_tls(certificate: tuple[Path, Path]) -> None:
-    server, client = contexts(certificate)
-    async with bridge(scheme="wss") as b:
-        assert b.server._socket_user is not None
-        b.server._socket_user._tls = server
+    cert, key = map(str, certificate)
+    client = ssl.create_default_context(cafile=cert)
+    async with bridge(scheme="wss", websocket={"tls_cert": cert, "tls_key": key}) as b:
         async with connect(f"{b.url}/twilio", ssl=client) as ws:
             await ws.send(json.dumps(start(["inbound"])))
-            from tests.sockets import said, speech
-
             for message in messages(speech([7, 77])):
                 await ws.send(message)
             await ws.close()
@@ -309,10 +359,8 @@ async def test_a_call_over_tls(certificate: tuple[Path, Path]) -> None:
 async def test_plain_http_at_a_tls_port_costs_itself(
     certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server, _ = contexts(certificate)
-    async with bridge() as b:
-        assert b.server._socket_user is not None
-        b.server._socket_user._tls = server
+    cert, key = map(str, certificate)
+    async with bridge(websocket={"tls_cert": cert, "tls_key": key}) as b:
         with caplog.at_level(logging.WARNING):
             reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
@@ -322,6 +370,7 @@ async def test_plain_http_at_a_tls_port_costs_itself(
 
 
 def test_a_handshake_that_does_not_come_has_a_deadline(certificate: tuple[Path, Path]) -> None:
-    stream = Tls(contexts(certificate)[0], WebSocket(65536, 0.0), 0.0)
+    context = Certificate(str(certificate[0]), str(certificate[1]), time.time()).context
+    stream = Tls(context, WebSocket(65536, 0.0), 0.0)
     assert stream.next_at == 5.0
     assert stream.expire(5.0) == [Closed("timeout")]

@@ -16,6 +16,17 @@ QUIET = 0.25  # s without audio after which silence is filled in while it lasts
 DEBT_AGE = 1.0  # s after which filled silence no longer explains a burst
 
 
+def until_block(clock: int, rate: int, message: int, streams: int = 1) -> int:
+    """Messages, of that many samples each, until a block of 80 ms is complete; at least one.
+
+    `streams`: whose messages come in between.
+    """
+    block = rate * 2 // 25
+    if not 0 < message < block:
+        return 1
+    return (block - clock % block) // message * streams or 1
+
+
 class Arrival:
     """The clock of one stream. `clock`: samples at `rate` so far."""
 

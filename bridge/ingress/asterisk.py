@@ -31,7 +31,7 @@ from bridge.ingress.media_socket import (
     parse,
     words,
 )
-from bridge.ingress.raw_stream import RawStream, basic
+from bridge.ingress.raw_stream import RawStream
 from bridge.ingress.said import leg_name
 from bridge.types import CallInfo, LegName
 
@@ -59,15 +59,8 @@ WHO = ("channel", "uniqueid", "linkedid", "caller", "callee", "context", "exten"
 HELD = 65536  # bytes of audio before MEDIA_START: 8 s of mu-law, 2 s of slin16
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """``user:password`` of websocket_client.conf."""
-    return basic(headers)
-
-
 class Asterisk(MediaBase):
     """One channel of ``Dial(WebSocket/…)`` or of ARI's external media."""
-
-    per_block = 4
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
@@ -136,7 +129,7 @@ class Asterisk(MediaBase):
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         if self._stream is not None:
             audio = self._stream.feed(message, now)
-            self.next_at = self._stream.next_at
+            self.next_at, self.until_block = self._stream.next_at, self._stream.until_block
             return audio
         self._early.append(message)
         if sum(map(len, self._early)) > HELD:
@@ -152,14 +145,10 @@ class Asterisk(MediaBase):
         return audio
 
     def refused(self, leg: LegName, reason: str) -> None:
-        self._hang_up()
+        self.hung_up()
         super().refused(leg, reason)
 
-    def hung_up(self) -> bool:
-        self._hang_up()
-        return True
-
-    def _hang_up(self) -> None:
+    def hung_up(self) -> None:
         self.say({"command": "HANGUP"} if self._json else "HANGUP")
 
 

@@ -53,23 +53,19 @@ MAX_GAP = 3600.0  # s
 _DURATION = re.compile(r"PT([0-9]{1,7}(?:\.[0-9]{1,9})?)S")
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """``X-API-KEY``."""
-    key = headers.get("x-api-key", "").strip()
-    return [key] if key else []
-
-
 class AudioHook(MediaBase):
     """One session."""
 
-    per_block = 1
+    lingers = True
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
         self._id = ""
         self._seq = 0  # of our last message
         self._client_seq = 0  # of the client's
+        self._medium: dict[str, Any] = {}
         self._channels: tuple[LegName, ...] = ()
+        self._taken = 0  # legs
         self._rest = b""  # half of an interleaved pair
         self._clock = 0  # samples
         self._state = "new"  # open, closing (it has said close), ending (we want it to), closed
@@ -134,8 +130,9 @@ class AudioHook(MediaBase):
         medium = _choose(parameters.get("media"))
         call = identifier(parameters.get("conversationId"), "conversationId")
         self._state, self._started, self.next_at = "open", True, NEVER
-        self._answer("opened", {"startPaused": False, "media": [medium]})
+        self._medium = medium
         if call == NOBODY:
+            self._opened()
             return ()
         self._channels = tuple(LEGS[channel] for channel in medium["channels"])
         info = self._info(parameters)
@@ -233,6 +230,14 @@ class AudioHook(MediaBase):
         self._state = "closed"
         return super().eof(reason)
 
+    def taken(self, leg: LegName) -> None:
+        self._taken += 1
+        if self._taken == len(self._channels) and self._state == "open":
+            self._opened()
+
+    def _opened(self) -> None:
+        self._answer("opened", {"startPaused": False, "media": [self._medium]})
+
     def told(self, leg: LegName, event: CallEvent) -> None:
         if isinstance(event.body, Ended) and self._state == "closing":
             self._answer("closed")
@@ -243,11 +248,10 @@ class AudioHook(MediaBase):
             self._disconnect("error", f"the call was not taken: {reason}")
             self.next_at = 0.0
 
-    def hung_up(self) -> bool:
+    def hung_up(self) -> None:
         if self._state == "open":
             self._disconnect("completed")
             self.next_at = 0.0
-        return False
 
     def _answer(self, kind: str, parameters: Mapping[str, Any] | None = None) -> None:
         self._seq += 1

@@ -12,13 +12,7 @@ from typing import Any
 
 from bridge.ingress.json_stream import JsonStream, Stream, rate_of
 from bridge.ingress.media_socket import extras, identifier, words
-from bridge.ingress.raw_stream import basic
 from bridge.types import CallInfo
-
-
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """``user:password`` of the applet's URL."""
-    return basic(headers)
 
 
 class Exotel(JsonStream):

@@ -36,7 +36,7 @@ from bridge.ingress.media_socket import (
     parse,
     words,
 )
-from bridge.ingress.raw_stream import RawStream, basic
+from bridge.ingress.raw_stream import RawStream
 from bridge.ingress.said import leg_name
 from bridge.types import CallEvent, CallInfo, Ended, EndOfTurn, Final, LegName, Partial, Refused
 
@@ -45,15 +45,8 @@ DIGITS = frozenset("0123456789*#ABCD")
 KNOWN = ("rate", "mix", "uuid", "call", "leg", "reply", "caller", "callee")
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """``user:password`` of MOD_AUDIO_BASIC_AUTH_USERNAME and _PASSWORD."""
-    return basic(headers)
-
-
 class FreeSwitch(MediaBase):
     """One fork of one channel."""
-
-    per_block = 4
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
@@ -118,7 +111,7 @@ class FreeSwitch(MediaBase):
             self.next_at = float("inf")
             return [*began, *self.eof("hangup")]
         audio = self._stream.feed(message, now)
-        self.next_at = self._stream.next_at
+        self.next_at, self.until_block = self._stream.next_at, self._stream.until_block
         return [*began, *audio]
 
     def expire(self, now: float) -> Sequence[SocketEvent]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.audio.codecs import Codec, codec
+from bridge.ingress.arrival import until_block
 from bridge.ingress.byte_order import EitherOrder
 from bridge.ingress.chunk_order import HOLD, ChunkOrder
 from bridge.ingress.media_socket import (
@@ -69,7 +70,7 @@ class Chunk:
 class Track:
     """One direction of a stream: its codec, and where its samples lie on the leg's clock."""
 
-    __slots__ = ("_clock", "_codec", "_zero", "leg", "order")
+    __slots__ = ("_clock", "_codec", "_last", "_zero", "leg", "order")
 
     def __init__(
         self, leg: LegName, decoder: Codec, order: ChunkOrder[Chunk], zero: int = 0
@@ -79,6 +80,11 @@ class Track:
         self._codec = decoder
         self._zero = zero  # when the leg began, in the stream's milliseconds
         self._clock = 0  # samples
+        self._last = 0  # of the last message
+
+    def until_block(self, streams: int) -> int:
+        """See `MediaSocket`."""
+        return until_block(self._clock, self._codec.rate, self._last, streams)
 
     def audio(self, chunk: Chunk) -> LegAudio:
         """Behind the last, or where a gap ends."""
@@ -88,7 +94,8 @@ class Track:
         if SLACK * rate < gap < MAX_GAP * rate:
             self._clock += gap
         start = self._clock
-        self._clock += len(samples)
+        self._last = len(samples)
+        self._clock += self._last
         return LegAudio(self.leg, Frame(samples, rate, start))
 
 
@@ -96,7 +103,6 @@ class JsonStream(MediaBase):
     """One stream. `passed`: events that mean nothing here; `epoch`: timestamps are Unix time;
     `depth`: how many chunks are held while an earlier one may still come."""
 
-    per_block = 4
     passed: frozenset[str] = frozenset({"connected", "mark", "clear"})
     epoch = False
     depth = 0
@@ -170,7 +176,9 @@ class JsonStream(MediaBase):
             odd = self.warn("duplicate", "a chunk came twice, or late; it is passed over")
             return [*events, *odd]
         self._plan()
-        return [*events, *map(track.audio, chunks)]
+        events += map(track.audio, chunks)
+        self.until_block = track.until_block(len(self._tracks))
+        return events
 
     def _plan(self) -> None:
         """Chunks that are held are not held for long."""

@@ -7,12 +7,12 @@ legs that begin and end, their audio and digits. What is heard of its legs comes
 `heard` and `finalised`; what it wants to send is collected by `messages`. It ends the connection by
 setting `goodbye`. It keeps no audio and counts on nothing but its peer's messages.
 
-Whoever adds a protocol writes one file here, and one line in `bridge.socket_protocols.PROTOCOLS`.
+Whoever adds a protocol writes one file here, and one line in `bridge.socket_kinds.PROTOCOLS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -101,17 +101,22 @@ class Opening:
     who: str = ""
     offered: Sequence[str] = ()
     """Subprotocols that the client speaks, in its order."""
+    id: str = "00000000-0000-4000-8000-000000000000"
+    """Of this connection alone: a UUID."""
 
 
 @dataclass(frozen=True, slots=True)
 class SocketRules:
     """Settings of [websocket] that protocols need. Seconds.
 
-    `patience`: without audio, where a protocol ends a connection for that.
+    `patience`: without audio, where a protocol ends a connection for that. `clock`: that of every
+    `now`, for what happens between messages. `step`: what the engine's last step took.
     """
 
     start_deadline: float = 5.0
     patience: float = 10.0
+    clock: Callable[[], float] = lambda: 0.0
+    step: Callable[[], float] = lambda: 0.0
 
 
 class MediaSocket(Protocol):
@@ -119,8 +124,11 @@ class MediaSocket(Protocol):
 
     next_at: float
     goodbye: tuple[int, str] | None
-    per_block: int
-    """How many messages make 80 ms, where audio comes in equal ones; 1: wake us for each."""
+    until_block: int
+    """Where audio comes in equal messages: how many complete a block of 80 ms. 1: wake us for each.
+    """
+    lingers: bool
+    """The peer ends a connection when it is told to (`hung_up`): it is not ours to end."""
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         """A text message, as UTF-8 that nobody has checked. Raises `SocketError`."""
@@ -146,9 +154,11 @@ class MediaSocket(Protocol):
     def refused(self, leg: LegName, reason: str) -> None:
         """The leg was not taken: `reason` is that of `bridge.types.Refused`."""
 
-    def hung_up(self) -> bool:
-        """Call control, or the engine, has ended the legs. True: we end the connection; false: the
-        peer will, now that it is told, and `expire` sees to it."""
+    def taken(self, leg: LegName) -> None:
+        """The leg has its slot."""
+
+    def hung_up(self) -> None:
+        """Call control, or an engine that failed, ends the legs: say what is to be said."""
 
     def messages(self) -> Sequence[str | bytes]:
         """What to send now: text as str, binary as bytes. Empties the list."""
@@ -161,7 +171,8 @@ class MediaBase:
     """
 
     next_at: float
-    per_block = 1
+    until_block = 1
+    lingers = False
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         self.opening = opening
@@ -247,8 +258,11 @@ class MediaBase:
     def refused(self, leg: LegName, reason: str) -> None:
         self.leave(BUSY, f"the call was not taken: {reason}")
 
-    def hung_up(self) -> bool:
-        return True
+    def taken(self, leg: LegName) -> None:
+        """Nothing."""
+
+    def hung_up(self) -> None:
+        """Nothing."""
 
     def messages(self) -> Sequence[str | bytes]:
         if not self._out:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from bridge.audio.codecs import Codec
-from bridge.ingress.arrival import QUIET, Arrival
+from bridge.ingress.arrival import QUIET, Arrival, until_block
 from bridge.ingress.media_socket import LegAudio
 from bridge.types import Frame, LegName, Samples
 
@@ -18,11 +17,11 @@ _NO_SAMPLES: Samples = np.zeros(0, np.int16)
 class RawStream:
     """Cuts messages of any size into frames of its legs, on the clock of their arrival.
 
-    `next_at`: when `fill` wants to be called: whoever sends nothing while all is quiet would
-    otherwise never come to the end of a turn.
+    `until_block`: see `MediaSocket`. `next_at`: when `fill` wants to be called: whoever sends
+    nothing while all is quiet would otherwise never come to the end of a turn.
     """
 
-    __slots__ = ("_arrival", "_codec", "_legs", "_rest", "_width", "next_at")
+    __slots__ = ("_arrival", "_codec", "_legs", "_rest", "_width", "next_at", "until_block")
 
     def __init__(self, codec: Codec, legs: Sequence[LegName], now: float) -> None:
         self._codec = codec
@@ -30,6 +29,7 @@ class RawStream:
         self._width = codec.width * len(self._legs)
         self._rest = b""  # of a message that ended inside a sample
         self._arrival = Arrival(now, codec.rate)
+        self.until_block = 1
         self.next_at = now + QUIET
 
     def feed(self, data: bytes, now: float) -> list[LegAudio]:
@@ -45,6 +45,7 @@ class RawStream:
         legs, rate = self._legs, self._codec.rate
         n = len(samples) // len(legs)
         start = self._arrival.place(n, rate, now)
+        self.until_block = until_block(start + n, rate, n)
         if len(legs) == 1:
             return [LegAudio(legs[0], Frame(samples, rate, start))]
         return [
@@ -59,21 +60,3 @@ class RawStream:
             return []
         frame = Frame(_NO_SAMPLES, self._codec.rate, self._arrival.clock)
         return [LegAudio(leg, frame) for leg in self._legs]
-
-
-def basic(headers: Mapping[str, str]) -> list[str]:
-    """``user:password`` of ``Authorization: Basic`` (RFC 7617), or nothing."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "basic":
-        return []
-    try:
-        text = base64.b64decode(value.strip(), validate=True).decode("utf-8")
-    except ValueError:  # no base64, or no UTF-8
-        return []
-    return [text] if ":" in text else []
-
-
-def bearer(headers: Mapping[str, str]) -> list[str]:
-    """The token of ``Authorization: Bearer`` (RFC 6750), or nothing."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    return [value.strip()] if scheme.lower() == "bearer" and value.strip() else []

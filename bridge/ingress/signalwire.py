@@ -6,16 +6,8 @@ L16@24000h; ``authBearerToken`` comes as ``Authorization: Bearer``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from bridge.ingress.json_stream import l16_or_mulaw
-from bridge.ingress.raw_stream import bearer
 from bridge.ingress.twilio import Twilio
-
-
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """``authBearerToken``."""
-    return bearer(headers)
 
 
 class SignalWire(Twilio):

@@ -18,12 +18,6 @@ from bridge.types import CallInfo
 CODECS = {"PCMU": "pcmu", "PCMA": "pcma", "G722": "g722", "L16": "l16?"}
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """``stream_auth_token``, where one was given with the command."""
-    token = headers.get("x-telnyx-streaming-auth-token", "").strip()
-    return [token] if token else []
-
-
 class Telnyx(JsonStream):
     """One stream."""
 

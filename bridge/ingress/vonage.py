@@ -26,7 +26,7 @@ from bridge.ingress.media_socket import (
     parse,
     words,
 )
-from bridge.ingress.raw_stream import RawStream, bearer
+from bridge.ingress.raw_stream import RawStream
 from bridge.ingress.said import leg_name
 from bridge.types import CallInfo, LegName
 
@@ -34,15 +34,8 @@ DIGITS = frozenset("0123456789*#ABCD")
 _FORM = re.compile(r"audio/l16; *rate=([0-9]{4,5})")
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """``authorization`` of the endpoint."""
-    return bearer(headers)
-
-
 class Vonage(MediaBase):
     """One leg into a conversation."""
-
-    per_block = 4
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
@@ -92,7 +85,7 @@ class Vonage(MediaBase):
         if self._stream is None:
             return self.warn("early_media", "audio before the start; it is passed over")
         audio = self._stream.feed(message, now)
-        self.next_at = self._stream.next_at
+        self.next_at, self.until_block = self._stream.next_at, self._stream.until_block
         return audio
 
     def expire(self, now: float) -> Sequence[SocketEvent]:

@@ -81,13 +81,16 @@ class Port(Protocol[E]):
     def drop(self, connection: Connection[E]) -> None:
         """Close the socket and forget it."""
 
+    def watch(self, connection: Connection[E], on: bool) -> None:
+        """Read it when it is ready, or not."""
+
 
 class Connection(Generic[E]):
     """One accepted socket. `context` is the user's own."""
 
     __slots__ = (
-        "_low_water", "_parted", "_port", "_read_at", "_unsent", "close_by", "context", "dropped",
-        "due", "fd", "host", "ingress", "label", "sock", "spoke",
+        "_held", "_low_water", "_parted", "_port", "_read_at", "_unsent", "close_by", "context",
+        "dropped", "due", "fd", "host", "ingress", "label", "sock", "spoke",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +110,7 @@ class Connection(Generic[E]):
         self._low_water = 1
         self._read_at = now
         self._unsent = b""
+        self._held = 0.0  # until when nothing is read; 0: it is
         self.due = now + QUIET  # nothing happens before
 
     # -- in ------------------------------------------------------------------------------------
@@ -149,6 +153,19 @@ class Connection(Generic[E]):
                 self.due = ingress.next_at
                 self.flush()
 
+    def hold(self, until: float) -> None:
+        """Read nothing until then, or until `release`: TCP makes the peer wait."""
+        if self.ingress is not None and not self._held:
+            self._held = until
+            self._port.watch(self, False)
+            self.due = min(self.due, until)
+
+    def release(self) -> None:
+        """Read again."""
+        if self._held:
+            self._held = 0.0
+            self._port.watch(self, True)
+
     def _tell(self, events: Sequence[E], now: float) -> None:
         for event in events:
             self._port.user.event(self, event, now)
@@ -184,8 +201,11 @@ class Connection(Generic[E]):
                 self._tell(events, now)
         elif self._unsent:
             self.flush()
+        if self._held and now >= self._held:
+            self.release()
         # What is below the low-water mark wakes nobody: a digit, the last frames of a pause.
-        if now - self._read_at > QUIET and self._low_water > 1 and self.ingress is not None:
+        quiet = now - self._read_at > QUIET and self._low_water > 1
+        if quiet and self.ingress is not None and not self._held:
             self.readable(now)
         self.due = min(ingress.next_at - TICK / 2, max(now, self._read_at + QUIET))
         if self._unsent:
@@ -224,6 +244,7 @@ class Connection(Generic[E]):
         ingress, self.ingress = self.ingress, None
         if ingress is None:
             return
+        self.release()
         ingress.hang_up()
         self.close_by = self._port.now() + LINGER
         self.due = 0.0  # every tick, from now on

@@ -235,6 +235,11 @@ class TcpPort(Generic[E]):
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self._networks)
 
+    def watch(self, connection: Connection[E], on: bool) -> None:
+        """Read it when it is ready, or not; a reset is noticed all the same."""
+        if self._connections.get(connection.fd) is connection:
+            self._epoll.modify(connection.fd, select.EPOLLIN if on else 0)
+
     def drop(self, connection: Connection[E]) -> None:
         """Close the socket and forget it."""
         if self._connections.pop(connection.fd, None) is None:

@@ -1,4 +1,4 @@
-"""Which protocol is spoken at which path."""
+"""Which protocol is spoken at which path of [websocket], and where its clients put their keys."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
 
+from bridge import auth_credentials as shown
+from bridge.auth import Credential, Knock
 from bridge.ingress.media_socket import MediaSocket, Opening, SocketRules
 
+Find: TypeAlias = Callable[[Knock], tuple[Credential, ...]]
 Make: TypeAlias = Callable[[Opening, SocketRules, float], MediaSocket]
 
 
@@ -20,6 +23,10 @@ class Kind:
     name: str
     make: str  # "module:class", called with (Opening, SocketRules, now)
     subprotocols: tuple[str, ...] = ()
+    credentials: tuple[Find, ...] = ()
+    """Where its own clients put their keys, besides the usual places."""
+    paced: bool = False
+    """Its clients may send faster than real time, a file say, and are made to wait (`BEHIND`)."""
 
     def load(self) -> Make:
         """The class."""
@@ -27,12 +34,27 @@ class Kind:
         made: Make = getattr(importlib.import_module(module), name)
         return made
 
+    def find(self, knock: Knock) -> list[Credential]:
+        """All that a request shows."""
+        return [found for find in (*self.credentials, *USUAL) for found in find(knock)]
+
+
+USUAL: tuple[Find, ...] = (
+    shown.bearer,
+    shown.token,
+    shown.basic,
+    lambda knock: shown.header(knock, "x-api-key"),
+    lambda knock: shown.query(knock, "token"),
+)
+"""Where keys are looked for, whatever the protocol."""
+TELNYX: Find = lambda knock: shown.header(knock, "x-telnyx-streaming-auth-token")  # noqa: E731
+
 
 PROTOCOLS: dict[str, Kind] = {
     # path → protocol; a path that ends in / has others below it
-    "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio"),
+    "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio", credentials=(shown.twilio,)),
     "/signalwire": Kind("signalwire", "bridge.ingress.signalwire:SignalWire"),
-    "/telnyx": Kind("telnyx", "bridge.ingress.telnyx:Telnyx"),
+    "/telnyx": Kind("telnyx", "bridge.ingress.telnyx:Telnyx", credentials=(TELNYX,)),
     "/plivo": Kind("plivo", "bridge.ingress.plivo:Plivo"),
     "/exotel": Kind("exotel", "bridge.ingress.exotel:Exotel"),
     "/vonage/": Kind("vonage", "bridge.ingress.vonage:Vonage"),
@@ -41,6 +63,8 @@ PROTOCOLS: dict[str, Kind] = {
     "/freeswitch/": Kind(
         "freeswitch", "bridge.ingress.freeswitch:FreeSwitch", ("audio.drachtio.org",)
     ),
+    "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
+    "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
 }
 
 
