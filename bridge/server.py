@@ -30,6 +30,7 @@ from bridge.pbx.ami import AmiLink
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
 from bridge.rtp_user import RtpUser
+from bridge.rules_desk import Rules
 from bridge.switchboard import Admission, Switchboard
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.turns import TurnRules
@@ -100,6 +101,7 @@ class Server:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
         self.ari = taps.make(settings, self.switchboard, self.metrics)
         self._make_sinks(sinks)
+        self.rules = Rules(settings, self.switchboard, self.metrics, self.link, self.esl)
 
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
@@ -259,6 +261,7 @@ class Server:
         for outbox, n in zip(self.outboxes, left, strict=True):
             if n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
+        await self.rules.close()
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -294,9 +297,10 @@ class Server:
     # -- events --------------------------------------------------------------------------------
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue."""
+        """To every sink's queue, and then to the rules, whose events follow it."""
         for outbox in self.outboxes:
             outbox.put(event)
+        self.rules.take(event)
 
     def announce(self, announcement: Announcement) -> float:
         """What a UUID belongs to (`Switchboard.announce`)."""

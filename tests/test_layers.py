@@ -38,6 +38,11 @@ OURS: dict[str, str] = {
     "bridge.switchboard": f"{CALLS} bridge.line",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
+    "bridge.rules_text": "",
+    "bridge.rules_types": f"{PURE} bridge.rules_text bridge.pbx.ari_rules",
+    "bridge.rules": f"{PURE} bridge.rules_text bridge.rules_types",
+    "bridge.config_rules": "bridge.config_fields bridge.rules_text",
+    "bridge.rules_actions": f"{PURE} bridge.config_rules bridge.rules_types bridge.egress.ami",
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature",
     "bridge.config": "bridge.errors bridge.config_*",
@@ -64,8 +69,8 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
-        "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "audiosocket_user", "rtp_user", "rules_desk", "taps", "worker",
+        "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
 
@@ -79,7 +84,8 @@ PURE_MODULES = """
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
-    bridge.rtp_script bridge.capture bridge.capture_file
+    bridge.rtp_script bridge.capture bridge.capture_file bridge.rules bridge.rules_text
+    bridge.rules_types bridge.rules_actions
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -98,6 +104,7 @@ OWNERS = {
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
     "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
     "uvloop": "bridge.worker",
+    "re2": "bridge.rules_text",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",
