@@ -11,7 +11,15 @@ import logging
 import sys
 from typing import TextIO
 
-from bridge import config, doctor_ami, doctor_ari, doctor_esl, doctor_local, doctor_webhook
+from bridge import (
+    config,
+    doctor_ami,
+    doctor_ari,
+    doctor_esl,
+    doctor_local,
+    doctor_rules,
+    doctor_webhook,
+)
 from bridge.config import Settings
 from bridge.doctor_report import Finding, Report, failed, ok, warning
 from bridge.errors import ConfigError
@@ -45,6 +53,7 @@ async def _check(settings: Settings, report: Report) -> None:
     report.add(*doctor_local.audiosocket(settings.audiosocket))
     outside = [
         _ami(settings),
+        doctor_rules.check(settings),
         _ari(settings),
         _esl(settings),
         *(doctor_webhook.check(hook) for hook in settings.webhook),
