@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     call = command("call", _call, "Play a recording into a bridge as a call would.")
     client.add_arguments(call)
 
+    from bridge import latency, mic
+
+    mic.add_arguments(command("mic", _mic, "Speak into a microphone and read what is heard."))
+    latency.add_arguments(
+        command("latency", _latency, "Measure how long after it was said a word comes.")
+    )
+
     doctor = command("doctor", _doctor, "Check configuration, ports, Asterisk, webhooks, engine.")
     doctor.add_argument("-c", "--config", metavar="FILE", help="TOML file (deployment/bridge.toml)")
 
@@ -122,6 +129,18 @@ def _call(args: argparse.Namespace) -> int:
     from bridge import client
 
     return asyncio.run(client.run(args))
+
+
+def _mic(args: argparse.Namespace) -> int:
+    from bridge import mic
+
+    return mic.run(args)
+
+
+def _latency(args: argparse.Namespace) -> int:
+    from bridge import latency
+
+    return latency.run(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

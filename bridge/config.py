@@ -49,14 +49,15 @@ from bridge.config_media import (
 )
 from bridge.config_rules import RuleSettings, RulesSettings
 from bridge.config_rules import check as check_rules
+from bridge.config_websocket import WebSocketSettings
 from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
     "RtpSettings", "RuleSettings", "RulesSettings", "ServiceSettings", "Settings", "TapRule",
-    "TurnSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address",
-    "port_range", "rule_from_dict",
+    "TurnSettings", "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load",
+    "parse_address", "port_range", "rule_from_dict",
 ]  # fmt: skip
 
 
@@ -71,6 +72,7 @@ class Settings(BaseSettings):
     turns: TurnSettings = TurnSettings()
     audiosocket: AudioSocketSettings | None = None
     rtp: RtpSettings | None = None
+    websocket: WebSocketSettings | None = None
     calls: CallSettings = CallSettings()
     http: HttpSettings = HttpSettings()
     ami: AmiSettings | None = None

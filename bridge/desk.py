@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bridge import __version__
 from bridge.call import Call
+from bridge.config import Address
 from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
@@ -37,7 +38,16 @@ class Desk:
             "used": self._server.recogniser.used,
             "calls": len(self._server.switchboard.calls),
             "uptime": round(time.monotonic() - self._server.began, 3),
+            "websocket": self._websocket(),
         }
+
+    def _websocket(self) -> str:
+        """Where the page's microphone goes; empty where there is no such listener."""
+        settings = self._server.settings.websocket
+        if settings is None or self._server.sockets is None:
+            return ""
+        port = self._server.sockets.sock.getsockname()[1]
+        return settings.public_url or f"ws://{Address(settings.listen.host, port)}"
 
     def health(self) -> Health:
         """Readiness and its reasons."""
@@ -49,6 +59,8 @@ class Desk:
         if self._server.draining:
             reasons.append("draining")
         checks = {"engine": "ok" if self._server.recogniser.ready else "down"}
+        if self._server.sockets is not None:
+            checks["websocket"] = "ok" if self._server.loaded else "loading"
         if self._server.link is not None:
             checks["ami"] = self._server.link.state
         if self._server.esl is not None:
@@ -72,6 +84,15 @@ class Desk:
     def calls(self) -> list[dict[str, object]]:
         """Calls that are up."""
         return [_summary(self._server, call) for call in self._server.switchboard.calls.values()]
+
+    def search(self, text: str, *, ended: bool) -> list[dict[str, object]]:
+        """Calls in which `text` was said."""
+        board = self._server.switchboard
+        calls = [*board.calls.values(), *(board.ended.values() if ended else ())]
+        words = text.casefold()
+        found = [call for call in calls if not words or words in call.text().casefold()]
+        found.sort(key=lambda call: call.began_at, reverse=True)
+        return [_summary(self._server, call) for call in found]
 
     def call(self, id: str) -> dict[str, object] | None:
         """One call, up or lately ended, with its finals."""
@@ -247,11 +268,14 @@ def _summary(server: Server, call: Call) -> dict[str, object]:
         "extra": dict(info.extra),
         "started": call.began_at,
         "ended": call.ended is not None,
-        "legs": {name: _counts(of_leg) for name, of_leg in counts.items()},
+        "legs": {
+            name: _counts(of_leg) | server.switchboard.now(call, name)
+            for name, of_leg in counts.items()
+        },
     }
 
 
-def _counts(counts: LegCounts) -> dict[str, float]:
+def _counts(counts: LegCounts) -> dict[str, float | None]:
     return {
         "seconds": round(counts.seconds, 3),
         "frames": counts.frames,

@@ -175,7 +175,8 @@ class Final:
 class EndOfTurn:
     """The speaker has finished. `text` is the whole turn.
 
-    `reason` is ``pause``, ``hangup``, or ``length`` (cut, after two minutes without a pause).
+    `reason` is ``pause``, ``hangup``, ``asked`` (the peer wanted what it had said so far), or
+    ``length`` (cut, after two minutes without a pause).
     """
 
     turn: int

@@ -47,21 +47,27 @@ OURS: dict[str, str] = {
     "bridge.config_control": "bridge.config_fields bridge.egress.signature",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
+    "bridge.config_websocket": "bridge.config_fields",
     "bridge.metrics": "bridge",
     "bridge.listeners": f"{IO} bridge.errors",
+    "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
     "bridge.transport.*": f"{IO} bridge.transport.*",
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
-    "bridge.http.*": f"{IO} bridge.metrics bridge.media bridge.ingress.rtp_types",
+    "bridge.http.*": f"{IO} bridge.contract bridge.metrics bridge.media bridge.ingress.rtp_types",
     "bridge.caller": f"{IO} bridge.script",
     "bridge.rtp_script": f"{PURE} bridge.audio.* bridge.ingress.* bridge.script",
     "bridge.rtp_caller": f"{IO} bridge.caller bridge.rtp_script",
     "bridge.capture_file": "bridge.errors",
     "bridge.capture": "bridge.errors bridge.audio.* bridge.ingress.* bridge.capture_file",
     "bridge.announcing": IO,
+    "bridge.socket_client": "bridge.errors",
+    "bridge.latency": "bridge.errors bridge.types bridge.audio.* bridge.recording "
+    "bridge.socket_client",
+    "bridge.mic": "bridge.errors bridge.logs bridge.socket_client",
     "bridge.rtp_call": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.ingress.* "
     "bridge.recording bridge.rtp_caller bridge.rtp_script",
     "bridge.client_rtp": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.rtp_call "
@@ -69,8 +75,9 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "rules_desk", "taps", "worker",
-        "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "rules_desk", "taps",
+        "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*",
+        "bench.*",
     )},
 }  # fmt: skip
 
@@ -105,6 +112,9 @@ OWNERS = {
     "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
     "uvloop": "bridge.worker",
     "re2": "bridge.rules_text",
+    "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
+    "sounddevice": "bridge.mic",
+    "orjson": "bridge.ingress.media_socket",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",
@@ -114,7 +124,7 @@ OWNERS = {
     "py3langid": "bridge.engine.language",
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
-    "matplotlib": "bridge.bench.*",
+    "matplotlib": "bridge.bench.* bridge.latency",
 }
 
 
