@@ -19,6 +19,7 @@ from bridge.types import (
     LegCounts,
     LegName,
     Refused,
+    RuleFired,
     Started,
 )
 
@@ -51,6 +52,7 @@ class Call:
         self._over = over
         self._wall = wall
         self._seq = 0
+        self._holds = 0
 
     @property
     def id(self) -> str:
@@ -104,6 +106,20 @@ class Call:
             leg.abort()
         self._end()
 
+    def hold(self) -> None:
+        """Something of this call is being done, and will be told: it does not end before that."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """It has been told."""
+        self._holds -= 1
+        self._leg_over()
+
+    def fired(self, leg: LegName | None, body: RuleFired) -> None:
+        """What came of a rule, as an event of this call."""
+        if self.ended is None:
+            self._number(leg, body)
+
     def _told(self, leg: Leg, body: EventBody) -> None:
         if self.ended is not None:
             return  # nothing comes after `Ended`
@@ -112,6 +128,8 @@ class Call:
         self._number(leg.name, body)
 
     def _leg_over(self) -> None:
+        if self._holds:
+            return
         if all(other.ended and not other.draining for other in self.legs.values()):
             self._end()
 

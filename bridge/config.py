@@ -47,15 +47,17 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_rules import RuleSettings, RulesSettings
+from bridge.config_rules import check as check_rules
 from bridge.config_websocket import WebSocketSettings
 from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
-    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address",
-    "port_range",
+    "RtpSettings", "RuleSettings", "RulesSettings", "ServiceSettings", "Settings", "TapRule",
+    "TurnSettings", "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load",
+    "parse_address", "port_range", "rule_from_dict",
 ]  # fmt: skip
 
 
@@ -77,6 +79,8 @@ class Settings(BaseSettings):
     esl: EslSettings | None = None
     websocket: WebSocketSettings | None = None
     webhook: list[WebhookSettings] = Field(default_factory=list)
+    rules: RulesSettings = RulesSettings()
+    rule: list[RuleSettings] = Field(default_factory=list, max_length=500)
     log: LogSettings = LogSettings()
     service: ServiceSettings = ServiceSettings()
 
@@ -94,7 +98,14 @@ class Settings(BaseSettings):
         for name in names:
             if names.count(name) > 1:  # metrics and message ids could not tell them apart
                 raise ValueError(f"webhook: two are called {name!r}; give each a name of its own")
+        self.check_rules(self.rule)
         return self
+
+    def check_rules(self, rules: list[RuleSettings]) -> None:
+        """Whether rules may and can do what they say, with these settings. Raises ValueError."""
+        named = {hook.name for hook in self.webhook if hook.name}
+        has = {"ami": self.ami is not None, "esl": self.esl is not None}
+        check_rules(rules, self.rules, **has, webhooks=named)
 
     @classmethod
     def settings_customise_sources(
@@ -147,6 +158,14 @@ def from_dict(data: dict[str, Any]) -> Settings:
         raise ConfigError(
             [f"environment: {e}; lists and tables are written as JSON there: {example}"]
         ) from None
+
+
+def rule_from_dict(data: dict[str, Any]) -> RuleSettings:
+    """One [[rule]], from a dictionary. Raises `ConfigError`."""
+    try:
+        return RuleSettings.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError([_sentence(dict(error)) for error in e.errors()]) from None
 
 
 def _strange_variables() -> list[str]:

@@ -138,6 +138,10 @@ class Desk:
         except NoChannel as e:
             raise LookupError(str(e)) from None
 
+    def add_rule(self, id: str, given: Mapping[str, object]) -> list[str]:
+        """POST /calls/{id}/rules."""
+        return self._server.rules.add(id, given)
+
     def hang_up(self, id: str) -> bool:
         """DELETE /calls/{id}."""
         ended = self._server.switchboard.hang_up(id)

@@ -31,6 +31,7 @@ from bridge.pbx.ami import AmiLink
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
 from bridge.rtp_user import RtpUser
+from bridge.rules_desk import Rules
 from bridge.socket_user import SocketUser
 from bridge.switchboard import Admission, Switchboard
 from bridge.transport.tcp import Limits, TcpPort
@@ -115,6 +116,7 @@ class Server:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
         self.ari = taps.make(settings, self.switchboard, self.metrics)
         self._make_sinks(sinks)
+        self.rules = Rules(settings, self.switchboard, self.metrics, self.link, self.esl)
 
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
@@ -300,6 +302,7 @@ class Server:
         for outbox, n in zip(self.outboxes, left, strict=True):
             if n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
+        await self.rules.close()
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -337,10 +340,11 @@ class Server:
     # -- events --------------------------------------------------------------------------------
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue, and to who watches."""
+        """To every sink's queue, to who watches, and then to the rules, whose events follow it."""
         self.hub.publish(event)
         for outbox in self.outboxes:
             outbox.put(event)
+        self.rules.take(event)
 
     def announce(self, announcement: Announcement) -> float:
         """What a UUID belongs to (`Switchboard.announce`)."""

@@ -126,6 +126,11 @@ class Switchboard:
         """Has this UUID been announced and not been used?"""
         return uuid in self._announced
 
+    def expected(self, call_id: str) -> bool:
+        """Has a leg of this call been announced, and not come yet?"""
+        said = (announcement for announcement, _ in self._announced.values())
+        return call_id in self._announced or any(leg.call == call_id for leg in said)
+
     def taken(self, uuid: str) -> bool:
         """Is there a line with this UUID?"""
         return uuid in self._lines or uuid in self._waiting

@@ -246,7 +246,29 @@ class Refused:
     reason: str
 
 
-EventBody: TypeAlias = Started | TranscriptEvent | Pressed | Ended | Refused
+@dataclass(frozen=True, slots=True)
+class RuleFired:
+    """A rule was met, and one of its actions done, or not.
+
+    `action` is setvar, redirect, hangup, record, stop_record, userevent or webhook; `outcome` is
+    done, failed (`reason` is a sentence) or dry_run. `matched` is the rule's phrase or what its
+    pattern matched, `text` and `words` are what was said, in event `cause` of the same call.
+    `webhook` names the one that must be told.
+    """
+
+    rule: str
+    action: str
+    outcome: Literal["done", "failed", "dry_run"]
+    reason: str
+    turn: int
+    cause: int
+    matched: str
+    text: str
+    words: tuple[Word, ...]
+    webhook: str = ""
+
+
+EventBody: TypeAlias = Started | TranscriptEvent | Pressed | Ended | Refused | RuleFired
 
 
 @dataclass(frozen=True, slots=True)

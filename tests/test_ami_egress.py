@@ -29,6 +29,7 @@ from bridge.types import (
     Partial,
     Pressed,
     Refused,
+    RuleFired,
     Started,
     Word,
 )
@@ -44,8 +45,9 @@ EVERY: list[EventBody] = [
     Pressed("#", 3.25),
     Ended("hangup", 12.0, {}),
     Refused("not ready"),
+    RuleFired("operator", "redirect", "failed", "no right", 2, 4, "there", "there", WORDS[1:]),
 ]
-TYPES = ["started", "partial", "final", "turn", "dtmf", "ended", "refused"]
+TYPES = ["started", "partial", "final", "turn", "dtmf", "ended", "refused", "rule"]
 
 
 def event(
@@ -118,6 +120,10 @@ def test_other_events_leave_out_what_they_do_not_have() -> None:
     assert told(Pressed("#", 3.25)) == {"CallID": "c-1", "Seq": "5", **dtmf}
     assert told(EVERY[5])["Reason"] == "hangup"
     assert told(EVERY[6])["Reason"] == "not ready"
+    rule = {"Rule": "operator", "Rule-Action": "redirect", "Outcome": "failed", "Matched": "there"}
+    times = {"Turn": "2", "Type": "rule", "Start": "1.00", "End": "1.46", "Confidence": "0.50"}
+    reason = {"Reason": "no right", "Text": "there"}
+    assert told(EVERY[7]) == {"CallID": "c-1", "Seq": "5", **times, **rule, **reason}
     assert "Start" not in told(Partial(1, "", ()))
 
 

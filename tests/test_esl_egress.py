@@ -31,6 +31,7 @@ from bridge.types import (
     Partial,
     Pressed,
     Refused,
+    RuleFired,
     Started,
     Word,
 )
@@ -47,6 +48,7 @@ EVERY: dict[str, EventBody] = {
     "dtmf": Pressed("#", 3.25),
     "ended": Ended("hangup", 12.0, {}),
     "refused": Refused("not ready"),
+    "rule": RuleFired("vip", "redirect", "done", "", 2, 4, "john s", "John's", WORDS[1:]),
 }
 
 

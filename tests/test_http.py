@@ -274,6 +274,7 @@ PROTECTED = [
     ("GET", f"/calls/{UUID}/text"),
     ("POST", "/calls"),
     ("DELETE", f"/calls/{UUID}"),
+    ("POST", f"/calls/{UUID}/rules"),
 ]
 
 

@@ -17,6 +17,26 @@ CALLS = f"{PURE} bridge.audio.* {TURNS} bridge.leg bridge.call"
 IO = f"{PURE} bridge.config bridge"  # bridge itself: only its version
 AUTH = f"{PURE} bridge.addresses bridge.config bridge.config_auth"
 
+ASSEMBLY = """
+    __main__
+    audiosocket_user
+    bench.*
+    cli
+    demo
+    demo_*
+    desk
+    doctor
+    doctor_*
+    rtp_user
+    rules_desk
+    server
+    socket_kinds
+    socket_user
+    supervisor
+    taps
+    worker
+"""
+
 # Module → what of ours it may import besides its own package's insides; the first match counts.
 # Read downwards: whatever stands lower knows more.
 OURS: dict[str, str] = {
@@ -41,6 +61,11 @@ OURS: dict[str, str] = {
     "bridge.switchboard": f"{CALLS} bridge.line",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
+    "bridge.rules_text": "",
+    "bridge.rules_types": f"{PURE} bridge.rules_text bridge.pbx.ari_rules",
+    "bridge.rules": f"{PURE} bridge.rules_text bridge.rules_types",
+    "bridge.config_rules": "bridge.config_fields bridge.rules_text",
+    "bridge.rules_actions": f"{PURE} bridge.config_rules bridge.rules_types bridge.egress.ami",
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_auth": "bridge.config_fields",
     "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
@@ -85,11 +110,7 @@ OURS: dict[str, str] = {
     "bridge.rtp_caller bridge.rtp_script",
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
-    **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "socket_kinds", "taps",
-        "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*",
-        "bench.*",
-    )},
+    **{f"bridge.{name}": "bridge bridge.*" for name in ASSEMBLY.split()},
 }  # fmt: skip
 
 PURE_MODULES = """
@@ -102,9 +123,10 @@ PURE_MODULES = """
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
-    bridge.rtp_script bridge.capture bridge.capture_file
     bridge.addresses bridge.auth bridge.auth_types bridge.auth_credentials bridge.auth_limits
     bridge.auth_twilio bridge.auth_ring bridge.auth_jwt bridge.auth_origin
+    bridge.rtp_script bridge.capture bridge.capture_file bridge.rules bridge.rules_text
+    bridge.rules_types bridge.rules_actions
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -126,6 +148,7 @@ OWNERS = {
     "jwt": "bridge.auth_jwt",
     "cryptography": "bridge.auth_jwt bridge.tls",  # keys; certificates
     "uvloop": "bridge.worker",
+    "re2": "bridge.rules_text",
     "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
     "sounddevice": "bridge.mic",
     "orjson": "bridge.ingress.media_socket bridge.ingress.said",

@@ -24,6 +24,7 @@ from bridge.types import (
     Partial,
     Pressed,
     Refused,
+    RuleFired,
     Started,
     Word,
 )
@@ -97,7 +98,8 @@ class AmiEgress:
             log.warning("call %s: %s is not set: %s", event.call.id, variable, e)
 
 
-_OPTIONAL = ("Start", "End", "Confidence", "Language", "Reason", "Digit")
+_RULE = ("Rule", "Rule-Action", "Outcome", "Matched")  # Action itself begins an action
+_OPTIONAL = ("Start", "End", "Confidence", "Language", *_RULE, "Reason", "Digit")
 
 
 def type_of(body: EventBody) -> str:
@@ -117,6 +119,8 @@ def type_of(body: EventBody) -> str:
             return "ended"
         case Refused():
             return "refused"
+        case RuleFired():
+            return "rule"
 
 
 def transcript(event: CallEvent) -> list[tuple[str, str]]:
@@ -151,6 +155,11 @@ def _fields(body: EventBody) -> Fields:
             return {"Digit": digit, "Start": f"{at:.2f}"}
         case Ended(reason) | Refused(reason):
             return {"Reason": reason}
+        case RuleFired():
+            values = (body.rule, body.action, body.outcome, body.matched)
+            rule = dict(zip(_RULE, values, strict=True))
+            said = {"Turn": str(body.turn), "Text": body.text, **_times(body.words)}
+            return {**rule, "Reason": body.reason, **said}
         case Started():
             return {}
 

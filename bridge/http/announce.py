@@ -66,7 +66,7 @@ class TapWanted:
 
 def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Wanted | TapWanted:
     """Check every key and value; a missing uuid comes from `new_uuid`. Raises `BadAnnouncement`."""
-    given = _object(body)
+    given = json_object(body)
     for key in given:
         if key not in KEYS:
             raise BadAnnouncement(f"{_shown(key)} is not a key; the keys are {', '.join(KEYS)}")
@@ -92,15 +92,16 @@ def _tap(given: dict[str, object]) -> TapWanted:
     return TapWanted(channel, _text("call", given.get("call", "")), leg)
 
 
-def _object(body: bytes) -> dict[str, object]:
+def json_object(body: bytes, example: str = '{"leg": "caller"}') -> dict[str, object]:
+    """A body that must be one JSON object. Raises `BadAnnouncement`."""
     if len(body) > MAX_BODY:
         raise BadAnnouncement(f"the body is longer than {MAX_BODY} bytes")
     try:
         given = json.loads(body.decode("utf-8"), object_pairs_hook=_without_twins)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise BadAnnouncement('the body is not JSON, for example {"leg": "caller"}') from None
+        raise BadAnnouncement(f"the body is not JSON, for example {example}") from None
     if not isinstance(given, dict):
-        raise BadAnnouncement('the body is not a JSON object, for example {"leg": "caller"}')
+        raise BadAnnouncement(f"the body is not a JSON object, for example {example}")
     return given
 
 

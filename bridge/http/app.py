@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from bridge.errors import Busy, DeliveryError
+from bridge.http import rules
 from bridge.http.access import Access, Check, Refusal
 from bridge.http.announce import (
     MAX_BODY,
@@ -76,6 +77,7 @@ def make_app(
     for path, handler in READING.items():
         app.router.add_get(path, _checked(access.check_reading, handler))
     app.router.add_post("/calls", _checked(access.check_writing, announce))
+    app.router.add_post("/calls/{id}/rules", _checked(access.check_writing, rules.adder(_body)))
     app.router.add_delete("/calls/{id}", _checked(access.check_writing, hang_up))
     return app
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -69,6 +69,13 @@ class Service(Protocol):
 
         Raises LookupError for an unknown channel, `DeliveryError` while ARI is not there,
         `BadAnnouncement` without ARI.
+        """
+
+    def add_rule(self, id: str, given: Mapping[str, object]) -> list[str]:
+        """A rule for one call; the names of those it has of its own.
+
+        Raises `ConfigError` for a wrong one, LookupError for an unknown call, ValueError where it
+        cannot be added.
         """
 
     def hang_up(self, id: str) -> bool:

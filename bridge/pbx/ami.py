@@ -143,7 +143,8 @@ class AmiLink:
             return headers
         self.counters["action_errors"] += 1
         text = _text(response)
-        hint = "; in manager.conf, UserEvent needs write = user and Setvar write = call"
+        right = {"UserEvent": "user", "MixMonitor": "system"}.get(name, "call")
+        hint = f"; in manager.conf, {name} needs write = {right}"
         raise DeliveryError(
             f"Asterisk refused {name}: {text}{hint if text == 'Permission denied' else ''}",
             permanent="shutting down" not in text and text != "Authentication Required",

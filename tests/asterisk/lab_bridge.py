@@ -146,6 +146,13 @@ class Bridge:
                 return None
             return json.loads(body) if "json" in answer.content_type else body
 
+    async def add_rule(self, call: str, rule: dict[str, Any], token: str = TOKEN) -> int:
+        """POST /calls/{call}/rules: the status."""
+        headers = {"Authorization": f"Bearer {token}"}
+        url = f"{self._url}/calls/{call}/rules"
+        async with self._session.post(url, headers=headers, json=rule) as answer:
+            return answer.status
+
     async def hang_up(self, call: str, token: str = TOKEN) -> int:
         """DELETE /calls/{call}: the status."""
         headers = {"Authorization": f"Bearer {token}"}
@@ -202,7 +209,7 @@ token = "{token}"
 [ami]
 host = "127.0.0.1"
 port = {ami}
-username = "callscribe"
+username = "{user}"
 secret = "{ami_secret}"
 [[webhook]]
 url = "{hook}"
@@ -215,9 +222,19 @@ flush_timeout = 2.0
 
 @asynccontextmanager
 async def serve(
-    lab: Lab, hook: Hook, folder: Path, *, engine: str = "tones", slots: int = 32, more: str = ""
+    lab: Lab,
+    hook: Hook,
+    folder: Path,
+    *,
+    engine: str = "tones",
+    slots: int = 32,
+    more: str = "",
+    user: str = "callscribe",
 ) -> AsyncIterator[Bridge]:
-    """A bridge that the lab's dialplan calls and that is logged in at it. `more`: sections."""
+    """A bridge that the lab's dialplan calls and that is logged in at it, as AMI's `user`.
+
+    `more`: further settings, as TOML.
+    """
     port, http = free_port(), free_port()
     config = folder / "bridge.toml"
     config.write_text(
@@ -228,6 +245,7 @@ async def serve(
             http=http,
             token=TOKEN,
             ami=lab.ami,
+            user=user,
             ami_secret=lab.secret,
             hook=hook.url,
             secret=SECRET,
