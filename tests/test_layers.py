@@ -32,7 +32,8 @@ OURS: dict[str, str] = {
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
-    "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
+    "bridge.silence": "",
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.silence",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
     "bridge.line": "bridge.types bridge.leg",
     "bridge.switchboard": f"{CALLS} bridge.line",
@@ -64,8 +65,9 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
-        "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "audiosocket_user", "rtp_user", "rtp_stream", "rtp_taps", "unicast",
+        "taps", "worker", "supervisor", "cli", "__main__",
+        "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
 
@@ -75,10 +77,11 @@ PURE_MODULES = """
     bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
-    bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
+    bridge.silence bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
-    bridge.pbx.ari_calls bridge.pbx.ari_taps
+    bridge.pbx.ari_calls bridge.pbx.ari_taps bridge.pbx.ari_media
+    bridge.pbx.ami_tap
     bridge.rtp_script bridge.capture bridge.capture_file
 """
 IMPURE = """
