@@ -27,6 +27,8 @@ ASSEMBLY = """
     desk
     doctor
     doctor_*
+    rtp_stream
+    rtp_taps
     rtp_user
     rules_desk
     server
@@ -34,6 +36,7 @@ ASSEMBLY = """
     socket_user
     supervisor
     taps
+    unicast
     worker
 """
 
@@ -55,7 +58,8 @@ OURS: dict[str, str] = {
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
-    "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
+    "bridge.silence": "",
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.silence",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
     "bridge.line": "bridge.types bridge.leg",
     "bridge.switchboard": f"{CALLS} bridge.line",
@@ -119,10 +123,10 @@ PURE_MODULES = """
     bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
-    bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
+    bridge.silence bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
-    bridge.pbx.ari_calls bridge.pbx.ari_taps
+    bridge.pbx.ari_calls bridge.pbx.ari_taps bridge.pbx.ari_media bridge.pbx.ami_tap
     bridge.addresses bridge.auth bridge.auth_types bridge.auth_credentials bridge.auth_limits
     bridge.auth_twilio bridge.auth_ring bridge.auth_jwt bridge.auth_origin
     bridge.rtp_script bridge.capture bridge.capture_file bridge.rules bridge.rules_text
