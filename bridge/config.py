@@ -93,7 +93,7 @@ class Settings(BaseSettings):
                     "or an [ami] section, or nobody can announce a call"
                 )
         if self.ari is not None:
-            _check_arrival(self.ari, self.audiosocket, self.rtp)
+            _check_arrival(self.ari, self.audiosocket, self.rtp, self.websocket)
         names = [hook.name or urlsplit(hook.url).hostname for hook in self.webhook]
         for name in names:
             if names.count(name) > 1:  # metrics and message ids could not tell them apart
@@ -120,9 +120,18 @@ class Settings(BaseSettings):
 
 
 def _check_arrival(
-    ari: AriSettings, audiosocket: AudioSocketSettings | None, rtp: RtpSettings | None
+    ari: AriSettings,
+    audiosocket: AudioSocketSettings | None,
+    rtp: RtpSettings | None,
+    websocket: WebSocketSettings | None,
 ) -> None:
-    """What ARI taps arrives at [audiosocket], or [rtp]. Raises ValueError where it could not."""
+    """What ARI taps arrives at [audiosocket], [rtp] or [websocket]. ValueError: it could not."""
+    if ari.encapsulation == "websocket":
+        if websocket is None:
+            raise ValueError(
+                'ari.encapsulation = "websocket" needs a [websocket] section: it arrives there'
+            )
+        return
     if ari.encapsulation == "rtp":
         if rtp is None:
             raise ValueError('ari.encapsulation = "rtp" needs an [rtp] section: it arrives there')

@@ -84,8 +84,9 @@ class AriSettings(Section):
     password: SecretStr
     app: str = Field(default="callscribe", pattern="^[A-Za-z0-9_-]{1,32}$")
     form: Literal["dialplan", "external_media"] = "dialplan"
-    encapsulation: Literal["audiosocket", "rtp"] = "audiosocket"  # of external_media
-    format: Literal["ulaw", "alaw", "g722", "slin", "slin16"] = "ulaw"  # of encapsulation rtp
+    encapsulation: Literal["audiosocket", "rtp", "websocket"] = "audiosocket"  # external_media
+    format: Literal["ulaw", "alaw", "g722", "slin", "slin16"] = "ulaw"  # of rtp and websocket
+    websocket: str = Field(default="callscribe", pattern="^[A-Za-z0-9_.-]{1,79}$")
     context: str = Field(default="callscribe-snoop", pattern="^[A-Za-z0-9_.-]{1,79}$")
     # form external_media: where Asterisk reaches [audiosocket]; None: audiosocket.listen
     audiosocket: Annotated[Address | None, NoDecode, BeforeValidator(parse_address)] = None

@@ -33,6 +33,10 @@ DIALPLAN = {"chan_audiosocket": "Dial(AudioSocket/…) of [{context}] does not w
 MEDIA = {
     "audiosocket": {"chan_audiosocket": 'ari.form = "external_media" does not work'},
     "rtp": {"chan_rtp": 'ari.encapsulation = "rtp" does not work'},
+    "websocket": {
+        "chan_websocket": 'ari.encapsulation = "websocket" does not work',
+        "res_websocket_client": 'ari.encapsulation = "websocket" does not work',
+    },
 }
 OPTIONAL = {"app_userevent": "the dialplan cannot ask for a tap by UserEvent(CallscribeTap)"}
 
@@ -59,6 +63,8 @@ def _arrival(settings: Settings, ari: AriSettings) -> str:
     """Where Asterisk sends the audio."""
     if ari.encapsulation == "rtp" and settings.rtp is not None:
         return f"{settings.rtp.address}, ports {settings.rtp.ports}"
+    if ari.encapsulation == "websocket":
+        return f"the uri of [{ari.websocket}] in websocket_client.conf"
     return address(ari, settings.audiosocket)
 
 

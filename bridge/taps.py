@@ -9,7 +9,7 @@ from bridge.config import AriSettings, AudioSocketSettings, Settings
 from bridge.metrics import Metrics
 from bridge.pbx.ami_tap import TapAsked
 from bridge.pbx.ari import AriLink
-from bridge.pbx.ari_media import AudioSocketMedia, RtpMedia
+from bridge.pbx.ari_media import AudioSocketMedia, Media, RtpMedia, WebSocketMedia
 from bridge.pbx.ari_tap import Outcome
 from bridge.rtp_taps import RtpTaps
 from bridge.rtp_user import RtpUser
@@ -42,7 +42,9 @@ def make(
         link = AriLink(ari, ports.announce, came, media=RtpMedia(ports, ari.format))
         ports.unheard = link.unheard
     else:
-        media = AudioSocketMedia(address(ari, settings.audiosocket))
+        media: Media = AudioSocketMedia(address(ari, settings.audiosocket))
+        if ari.encapsulation == "websocket":
+            media = WebSocketMedia(ari.websocket, ari.format)
         link = AriLink(ari, announce, came, media=media)
     _watch(link, metrics)
     return link

@@ -23,7 +23,7 @@ from aiohttp import WSMsgType, web
 
 from bridge.errors import BridgeError, ProtocolError
 from bridge.pbx import ari_events
-from bridge.pbx.ari_media import AudioSocketMedia, RtpMedia
+from bridge.pbx.ari_media import AudioSocketMedia, Media, RtpMedia, WebSocketMedia
 from bridge.pbx.ari_rules import Rule
 from bridge.pbx.ari_tap import BACKOFF, Form, Outcome
 from bridge.pbx.ari_taps import Taps
@@ -252,6 +252,16 @@ class World:
             self._count += 1
             name = f"UnicastRTP/{params['external_host']}-0x7f{self._count:08x}"
             local = {"UNICASTRTP_LOCAL_PORT": str(15000 + self._count), **self.local}
+        elif params.get("transport") == "websocket":  # answered before anybody is there [seen]
+            name, local = f"WebSocket/{params['external_host']}/0x7f{self._count:08x}", {}
+            here = self._audio(params["transport_data"][7:43])
+            self.new(name, id=params["channelId"], app="Stasis", data=self.app)
+            channel = self.channels[params["channelId"]].json()
+            if here:
+                self.say("StasisStart", channel=channel, args=[])
+            else:
+                self.hang_up(params["channelId"])
+            return 200, channel
         elif not self._audio(params["data"]):
             return 500, {"message": "Allocation failed"}
         else:
@@ -308,9 +318,13 @@ class TapsLab:
         self.mute = ""  # the same, but what it asks for is done
         self._uuids = first
         self.ports = Ports()
-        rtp = kind == "rtp"
-        media = RtpMedia(self.ports, "slin16") if rtp else AudioSocketMedia("127.0.0.1:9092")
-        form = Form(kind="external_media" if rtp else kind, media=media)  # type: ignore[arg-type]
+        media: Media = AudioSocketMedia("127.0.0.1:9092")
+        if kind == "rtp":
+            media = RtpMedia(self.ports, "slin16")
+        elif kind == "websocket":
+            media = WebSocketMedia("callscribe", "slin16")
+        external = kind if kind == "dialplan" else "external_media"
+        form = Form(kind=external, media=media)  # type: ignore[arg-type]
         self.taps = Taps(
             form,
             rules,

@@ -100,6 +100,18 @@ def test_taps_by_rtp_need_ports_and_no_audiosocket() -> None:
         assert e.value.problems == [problem]
 
 
+def test_taps_by_websocket_need_a_listener_and_no_audiosocket() -> None:
+    media = {"form": "external_media", "encapsulation": "websocket"}
+    found = from_dict({"websocket": {}, "ari": ARI | media}).ari
+    assert found is not None and (found.websocket, found.format) == ("callscribe", "ulaw")
+    with pytest.raises(ConfigError) as e:
+        from_dict({"ari": ARI | media, **HEARS})
+    assert e.value.problems == [
+        'configuration: ari.encapsulation = "websocket" needs a [websocket] section: it arrives '
+        "there"
+    ]
+
+
 def test_what_is_right_is_taken() -> None:
     for ari in (
         {},

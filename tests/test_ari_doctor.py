@@ -29,6 +29,7 @@ async def look(fake: FakeAri, ami: int = 0, **ari: Any) -> list[Finding]:
     """The findings about a bridge with these settings in [ari]."""
     values = {"url": fake.url, "username": "callscribe", "password": "s3cret", **ari}
     data: dict[str, Any] = {"audiosocket": {"listen": "127.0.0.1:9092"}, "rtp": {}, "ari": values}
+    data["websocket"] = {}
     if ami:
         data["ami"] = {"port": ami, "username": "callscribe", "secret": "s3cret"}
     return await doctor_ari.check(config.from_dict(data))
@@ -56,6 +57,18 @@ async def test_taps_by_rtp_need_its_module_and_come_to_its_ports() -> None:
         fake.world.missing = {"chan_rtp.so"}
         without = 'chan_rtp is not loaded: ari.encapsulation = "rtp" does not work'
         assert bad(await look(fake, **rtp)).found == without
+
+
+async def test_taps_by_websocket_need_two_modules() -> None:
+    websocket = {"form": "external_media", "encapsulation": "websocket"}
+    async with FakeAri() as fake:
+        fake.world.missing = {"chan_audiosocket.so"}
+        findings = await look(fake, **websocket)
+        assert {finding.status for finding in findings} == {"ok"}
+        assert "to the uri of [callscribe] in websocket_client.conf" in str(findings)
+        fake.world.missing = {"res_websocket_client.so"}
+        without = 'is not loaded: ari.encapsulation = "websocket" does not work'
+        assert bad(await look(fake, **websocket)).found == f"res_websocket_client {without}"
 
 
 @pytest.mark.parametrize("form", ["dialplan", "external_media"])

@@ -34,7 +34,7 @@ def make() -> Iterator[Make]:
     yield from labs()
 
 
-@pytest.fixture(params=["dialplan", "external_media", "rtp"])
+@pytest.fixture(params=["dialplan", "external_media", "rtp", "websocket"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -122,6 +122,8 @@ def test_no_audio_is_told_with_what_to_look_at(make: Make, kind: str) -> None:
         assert "no audio came from Asterisk; can Asterisk reach rtp.listen" in lab.notices[0]
     elif kind == "dialplan":
         assert "no audio came from Asterisk; is [callscribe-snoop] in" in lab.notices[0]
+    elif kind == "websocket":
+        assert "does [callscribe] of websocket_client.conf lead to [websocket]" in lab.notices[0]
     else:
         assert "Asterisk answered 500 to the media: Allocation failed" in lab.notices[0]
     lab.world.deaf = False

@@ -29,7 +29,7 @@ def make() -> Iterator[Make]:
     yield from labs()
 
 
-@pytest.fixture(params=["dialplan", "external_media", "rtp"])
+@pytest.fixture(params=["dialplan", "external_media", "rtp", "websocket"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -133,6 +133,11 @@ def test_the_form_dialplan_asks_twice_a_leg_and_the_other_five_times(make: Make,
     if kind == "rtp":
         more = {"encapsulation": "rtp", "transport": "udp", "format": "slin16"}
         media = media | {"external_host": "127.0.0.1:20000"} | more
+        del media["data"]
+    if kind == "websocket":
+        more = {"encapsulation": "none", "transport": "websocket", "format": "slin16"}
+        data = {"transport_data": f"v(uuid={uuid},format=slin16)"}
+        media = media | {"external_host": "callscribe"} | more | data
         del media["data"]
     assert posts == [
         snoop,

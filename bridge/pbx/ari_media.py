@@ -10,6 +10,8 @@ rtp           Asterisk sends to a port that was opened for this leg and hears no
               bridge [seen with 22.10], which is asked for after that: so nobody else can be
               first, and nothing is learnt. Nobody tells Asterisk that the port has closed, nor us
               that the stream is over: whoever notices first ends the other side.
+websocket     As audiosocket, but by [websocket]: with TLS, a key, and any codec. Where that is
+              stands in Asterisk's own websocket_client.conf.
 """
 
 from __future__ import annotations
@@ -76,6 +78,37 @@ class AudioSocketMedia:
 
     def hint(self) -> str:
         return f"does callscribe listen at {self.address}, as Asterisk sees it?"
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketMedia:
+    """`section`: of websocket_client.conf. `format`: Asterisk's name of the codec.
+
+    Where nobody answers, the request is, with success; the channel goes without having come.
+    """
+
+    section: str = "callscribe"
+    format: str = "ulaw"
+    answers: bool = False
+    stays: bool = True
+
+    def ask(self, uuid: str) -> Mapping[str, str]:
+        return {
+            "external_host": self.section,
+            "encapsulation": "none",
+            "transport": "websocket",
+            "transport_data": f"v(uuid={uuid},format={self.format})",
+            "format": self.format,
+        }
+
+    def told(self, uuid: str, answer: str) -> None:
+        """Nothing that we did not know."""
+
+    def over(self, uuid: str) -> None:
+        """Its connection ends with its channel."""
+
+    def hint(self) -> str:
+        return f"does [{self.section}] of websocket_client.conf lead to [websocket], with its key?"
 
 
 class Ports(Protocol):

@@ -251,6 +251,11 @@ class Tap:
     def ended(self, piece: Piece, now: float) -> None:
         """A piece is gone. Mostly because the call is over, which will be told in a moment."""
         self._made.discard(piece)
+        if piece == "m" and self.state in ("connecting", "joining"):  # nobody took its call
+            self._clean()
+            self.failure = self._no_audio()
+            self.state, self.due = "ending", now + GRACE
+            return
         self.unheard(now)
 
     def unheard(self, now: float) -> None:

@@ -78,6 +78,7 @@ FORMS: dict[str, dict[str, str]] = {
     "dialplan": {"form": "dialplan"},
     "external_media": {"form": "external_media"},
     "rtp": {"form": "external_media", "encapsulation": "rtp"},
+    "websocket": {"form": "external_media", "encapsulation": "websocket"},
 }
 """What [ari] says of each way of a tap's audio."""
 
@@ -187,7 +188,7 @@ class Rest:
                 found = {
                     name: channel
                     for name, channel in (await self.channels()).items()
-                    if not name.startswith(("Snoop/", "AudioSocket/", "UnicastRTP/"))
+                    if not name.startswith(("Snoop/", "AudioSocket/", "WebSocket/", "UnicastRTP/"))
                     and channel["state"] == "Up"
                 }
                 if len(found) == count:
@@ -301,6 +302,7 @@ def settings(lab: AriLab, port: int, slots: int, ari: dict[str, Any]) -> dict[st
         "rtp": {"listen": "127.0.0.1", "ports": f"{lab.bridge}-{lab.bridge + BRIDGE_PORTS - 1}"},
         "engine": {"kind": "tones", "slots": slots},
         "audiosocket": {"listen": f"127.0.0.1:{port}"},
+        "websocket": {"listen": "127.0.0.1:0"},
         "ari": base | ari,
         "service": {"drain_timeout": 0.0, "flush_timeout": 2.0},
     }
@@ -319,7 +321,7 @@ async def serve(
 
     `more`: sections besides.
     """
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock, web = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     told = Told()
     server = Server(from_dict(settings(lab, port, slots, ari) | (more or {})), sinks=[told])
@@ -328,7 +330,9 @@ async def serve(
     try:
         if lab.running:
             lab.call_bridge_at(port)
-        await server.start({"audiosocket": sock})
+            if ari.get("encapsulation") == "websocket":
+                lab.connect_websockets_to(web.getsockname()[1])
+        await server.start({"audiosocket": sock, "websocket": web})
         if wait:
             await asyncio.wait_for(link.up(), WAIT)
         yield Tapping(server, link, told, port)
@@ -336,3 +340,4 @@ async def serve(
         await server.drain()
         await server.close()
         sock.close()
+        web.close()
