@@ -27,6 +27,7 @@ from bridge.config_control import (
     EslSettings,
     HttpSettings,
     LogSettings,
+    RedactionSettings,
     ServiceSettings,
     TapRule,
     WebhookSettings,
@@ -52,8 +53,8 @@ from bridge.errors import ConfigError
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebhookSettings",
-    "from_dict", "is_hub_name", "load", "parse_address", "port_range",
+    "RedactionSettings", "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
+    "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
 ]  # fmt: skip
 
 
@@ -75,6 +76,7 @@ class Settings(BaseSettings):
     esl: EslSettings | None = None
     webhook: list[WebhookSettings] = Field(default_factory=list)
     log: LogSettings = LogSettings()
+    redaction: RedactionSettings = RedactionSettings()
     service: ServiceSettings = ServiceSettings()
 
     @model_validator(mode="after")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from bridge import __version__
-from bridge.call import Call
+from bridge.call import Call, conversation
 from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
 from bridge.pbx.ari_taps import NoChannel
-from bridge.types import Announcement, LegCounts, LegName
+from bridge.types import Announcement, Final, LegCounts, LegName
 
 if TYPE_CHECKING:
     from bridge.rtp_user import RtpUser
@@ -86,14 +86,19 @@ class Desk:
                 "start": round(final.words[0].start, 3),
                 "end": round(final.words[-1].end, 3),
             }
-            for leg, final in sorted(call.finals, key=lambda pair: pair[1].words[0].start)
+            for leg, final in sorted(self._finals(call), key=lambda pair: pair[1].words[0].start)
         ]
         return {**_summary(self._server, call), "finals": finals}
 
     def text(self, id: str) -> str | None:
         """The conversation as plain text."""
         call = self._server.switchboard.find(id)
-        return None if call is None else call.text()
+        return None if call is None else conversation(self._finals(call))
+
+    def _finals(self, call: Call) -> Iterable[tuple[LegName, Final]]:
+        """What HTTP may show."""
+        shown = self._server.shown
+        return call.finals if shown is None else shown.of(call)
 
     def announce(self, announcement: Announcement) -> float:
         """POST /calls."""
@@ -168,6 +173,9 @@ def watch(server: Server) -> None:
         ["sink", "outcome"],
         "counter",
     )
+    redaction = server.redaction
+    counts("redaction_total", "What sinks were not told.", lambda: redaction.counters, "what")
+    gauge("redaction_held", "Events that may hold a number begun.", lambda: redaction.held)
     if link is not None:
         gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
         counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bridge import taps
 from bridge.audio.resample import Bank
@@ -29,6 +29,8 @@ from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
+from bridge.redact.kinds import Kind
+from bridge.redacting import Redaction, ShownFinals, check
 from bridge.rtp_user import RtpUser
 from bridge.switchboard import Admission, Switchboard
 from bridge.transport.tcp import Limits, TcpPort
@@ -55,8 +57,11 @@ class Server:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check(settings)
         self.settings = settings
         self.clock = clock
+        self.redaction = Redaction(settings.redaction, clock)
+        self.shown: ShownFinals | None = None  # by HTTP, where that is redacted
         self.metrics = Metrics()
         self.choice = None if recogniser else choose(settings.engine)
         self.recogniser = recogniser or build(settings.engine, self.choice)
@@ -104,19 +109,25 @@ class Server:
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
 
-        def add(sink: Egress, limit: int = 10_000) -> None:
-            self.outboxes.append(Outbox(sink, limit=limit, delivered=self._delivered))
+        def add(sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000) -> None:
+            outbox = Outbox(sink, limit=limit, delivered=self._delivered)
+            self.outboxes.append(outbox)
+            self.redaction.add(redact, outbox.put)
 
-        for sink in (*more, LogEgress(transcripts=settings.log.transcripts)):
+        for sink in more:
             add(sink)
+        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact)
+        if settings.http.redact:
+            self.shown = ShownFinals(self.switchboard.find)
+            self.redaction.add(settings.http.redact, self.shown.put)
         if settings.ami is not None:
             self.link = AmiLink(settings.ami, self._announced_by_ami)
-            add(AmiEgress(self.link, settings.ami))
+            add(AmiEgress(self.link, settings.ami), settings.ami.redact)
         if settings.esl is not None:
             self.esl = EslLink(settings.esl)
-            add(EslEgress(self.esl, settings.esl))
+            add(EslEgress(self.esl, settings.esl), settings.esl.redact)
         for hook in settings.webhook:
-            add(Webhook(hook), hook.queue)
+            add(Webhook(hook), hook.redact, hook.queue)
 
     def _delivered(self, seconds: float) -> None:
         self.metrics.word_latency("deliver", seconds)
@@ -286,6 +297,7 @@ class Server:
             await asyncio.sleep(EXPIRE_EVERY)
             try:
                 self.switchboard.expire(self.clock())
+                self.redaction.expire()
                 if self.rtp is not None:
                     self.rtp.sockets.expire(self.clock())
             except Exception:
@@ -294,9 +306,8 @@ class Server:
     # -- events --------------------------------------------------------------------------------
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue."""
-        for outbox in self.outboxes:
-            outbox.put(event)
+        """To every sink's queue, redacted where its settings say so."""
+        self.redaction.publish(event)
 
     def announce(self, announcement: Announcement) -> float:
         """What a UUID belongs to (`Switchboard.announce`)."""
