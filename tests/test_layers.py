@@ -27,6 +27,8 @@ OURS: dict[str, str] = {
     "bridge.turns": PURE,
     "bridge.accuracy": "",
     "bridge.contract": PURE,
+    "bridge.redact.stream": "bridge.types",
+    "bridge.redact.*": "",
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
@@ -39,7 +41,7 @@ OURS: dict[str, str] = {
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
     "bridge.config_media": "bridge.config_fields",
-    "bridge.config_control": "bridge.config_fields bridge.egress.signature",
+    "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
@@ -64,14 +66,15 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
-        "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "audiosocket_user", "rtp_user", "taps", "redacting", "worker",
+        "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
 
 PURE_MODULES = """
     bridge.types bridge.errors bridge.interfaces bridge.audio.* bridge.turns bridge.accuracy
-    bridge.contract bridge.script bridge.ingress.* bridge.engine.slots bridge.engine.align
+    bridge.contract bridge.redact.* bridge.script bridge.ingress.* bridge.engine.slots
+    bridge.engine.align
     bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
@@ -105,6 +108,8 @@ OWNERS = {
     "sentencepiece": "bridge.engine.kyutai_*",
     "huggingface_hub": "bridge.engine.checkpoint",
     "py3langid": "bridge.engine.language",
+    "stdnum": "bridge.redact.numbers",
+    "phonenumbers": "bridge.redact.numbers bridge.redacting",
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
     "matplotlib": "bridge.bench.*",

@@ -1,4 +1,4 @@
-"""A number in pieces never gets out, nothing else is lost, order stays, and nothing waits for ever."""
+"""A number in pieces never gets out, nothing else is lost, order stays, nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Talk:
 ENGLISH = "zero one two three four five six seven eight nine".split()
 FRENCH = "zéro un deux trois quatre cinq six sept huit neuf".split()
 SPEECH = (
-    "hello well please my card is the number for you yes no bonjour carte je voudrais donner thanks "
-    "it's Street mister d'accord, really? hundred merci. café 12:30 $5"
+    "hello well please my card is the number for you yes no bonjour carte je voudrais donner "
+    "thanks it's Street mister d'accord, really? hundred merci. café 12:30 $5"
 ).split()
 
 
@@ -154,8 +154,8 @@ def canaries(draw: st.DrawFn) -> tuple[list[str], list[str], list[str]]:
         case "ssn":
             canary = draw(spoken(draw(st.sampled_from(["536904399", "123456780", "219099998"]))))
             before = [*before, "number", "is"]
-            if len(canary) == 1 or [len(w.strip("-,")) for w in canary] == [5, 4]:
-                canary = ["536-90-4399"]  # nine digits in one are an order's number
+            if len(canary) == 1:  # nine digits in one are an order's number
+                canary = ["536-90-4399"]
         case _:
             before = [*before, "to"]
             canary = draw(addresses())
@@ -226,11 +226,14 @@ def test_turns_that_end_within_a_card_let_out_its_first_digits_at_most(card, cut
     talk.final([*after, "bye"])
     talk.turn_ends()
     talk.end()
-    heard = " ".join(e.body.text for e in talk.out if isinstance(e.body, Final) and e.leg == "caller")
+    heard = " ".join(
+        e.body.text for e in talk.out if isinstance(e.body, Final) and e.leg == "caller"
+    )
     values = {word: str(i) for words in (ENGLISH, FRENCH) for i, word in enumerate(words)}
     tail = heard.removeprefix("my card")
     got = "".join(
-        values.get(w, "".join(c for c in w if c.isdigit())) for w in tail.split()[: len(card)]
+        values.get(w, "".join(c for c in w if c.isdigit()))
+        for w in tail.split()[: len(card)]
         if w not in after
     )
     assert len(got) <= 4

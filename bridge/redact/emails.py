@@ -29,9 +29,7 @@ _LOCAL = f"{_UNIT}(?:{_JOIN}{_UNIT}){{0,8}}"
 _LABEL = f"(?:{_SPELT}w?[ld]{{0,8}}|w{{1,3}}[ld]{{0,8}})"
 _LABELS = f"{_LABEL}(?:{_JOIN}{_LABEL}){{0,6}}"
 _TOP = "(?:l{2,6}|w)"
-_ADDRESS = re.compile(
-    f"{_LOCAL}@{{1,2}}{_LABELS}?{_DOT}{_TOP}(?:{_DOT}{_TOP}){{0,3}}(?:{_JOIN}$)?"
-)
+_ADDRESS = re.compile(f"{_LOCAL}@{{1,2}}{_LABELS}?{_DOT}{_TOP}(?:{_DOT}{_TOP}){{0,3}}(?:{_JOIN}$)?")
 # Not after "at" and three words: that is how people talk.
 _BEGUN = re.compile(f"{_LOCAL}(?:[.-]{{1,2}}|@{{1,2}}(?:(?!w{{3}}){_LABELS}(?:{_JOIN})?)?)$")
 _LETTERS = "[ld]{0,16}[lw][ld]{0,8}"

@@ -54,7 +54,7 @@ def find(run: Run, kinds: frozenset[Kind], regions: Sequence[str], *, ssn: bool)
         end = at + len(group.digits)
         found += [(at, end, kind) for kind in _alone(group, kinds, regions)]
         at = end
-    if ssn and "ssn" in kinds and len(digits) > SSN:
+    if ssn and "ssn" in kinds and not found and len(digits) > SSN:
         found += [(i, i + SSN, "ssn") for i in range(len(digits) - SSN + 1) if _ssn(digits[i:][:9])]
     if "number" in kinds and len(digits) >= NUMBER:
         found.append((0, len(digits), "number"))
@@ -112,9 +112,9 @@ def _alone(group: Group, kinds: frozenset[Kind], regions: Sequence[str]) -> Iter
 
 
 def is_ssn(digits: str, groups: Sequence[Group]) -> bool:
-    """Nine digits that may be one, written neither in one piece nor as a ZIP code (5-4)."""
-    sizes = [size for group in groups for size in group.sizes]
-    return len(digits) == SSN and sizes not in ([9], [5, 4]) and _ssn(digits)
+    """Nine digits that may be one, and not one word 123456789, or 12345-6789 as a ZIP code."""
+    word = groups[0].sizes if len(groups) == 1 else ()
+    return len(digits) == SSN and word not in ((9,), (5, 4)) and _ssn(digits)
 
 
 def _ssn(digits: str) -> bool:

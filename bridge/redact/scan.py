@@ -21,29 +21,34 @@ class Scan:
     """`labels`: a kind or None per word.
 
     Words from `open` on may belong to a number or an address that goes on beyond the last word;
-    those from `weak` on too, but that would be odd after the end of a turn.
+    those from `weak` on too, but that would be odd after the end of a turn. Words before `closed`
+    have their labels whatever is said from now on, and nobody needs them to label the others.
     """
 
     labels: tuple[Kind | None, ...]
     open: int
     weak: int
+    closed: int
 
 
 def scan(words: Sequence[str], kinds: frozenset[Kind], regions: Sequence[str] = ("US",)) -> Scan:
     """What these words of one speaker hold. `regions`: whose telephone numbers are known."""
     found: list[set[Kind]] = [set() for _ in words]
     open_, weak = len(words), len(words)
+    spans: list[tuple[int, int]] = []  # words that belong together, first and last
     if kinds & DIGITS:
         said = tokens(words)
         for together in (True, False):
             for run in runs(said, together=together):
                 _label(run, found, words, kinds, regions)
+                spans.append((run.groups[0].first, run.groups[-1].last))
                 if run.open:
                     strong, first = _undecided(run)
                     weak = min(weak, first)
                     open_ = min(open_, first) if strong else open_
     if "email" in kinds:
         atoms = Atoms(words)
+        spans += atoms.found
         for first, last in atoms.found:
             for word in range(first, last + 1):
                 found[word].add("email")
@@ -51,7 +56,16 @@ def scan(words: Sequence[str], kinds: frozenset[Kind], regions: Sequence[str] = 
         open_ = open_ if begun is None else min(open_, begun)
         weak = weak if begins is None else min(weak, begins)
     labels = tuple(next((kind for kind in KINDS if kind in which), None) for which in found)
-    return Scan(labels, open_, min(weak, open_))
+    weak = min(weak, open_)
+    return Scan(labels, open_, weak, _closed(spans, weak))
+
+
+def _closed(spans: list[tuple[int, int]], weak: int) -> int:
+    closed = weak
+    for first, last in sorted(spans, key=lambda span: -span[1]):
+        if last >= closed:
+            closed = min(closed, first)
+    return closed
 
 
 def _label(

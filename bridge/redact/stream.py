@@ -43,7 +43,7 @@ class _Leg:
     """One leg's last words. Words are counted from the leg's first."""
 
     words: list[str] = field(default_factory=list)
-    labels: Sequence[Kind | None] = ()  # of `words`
+    labels: list[Kind | None] = field(default_factory=list)  # of `words`
     base: int = 0  # the count of words[0]
     open: int = 0  # words before it are decided …
     weak: int = 0  # … and before it, while the turn goes on
@@ -142,12 +142,13 @@ class RedactStream:
         leg.words += [word.text for word in final.words]
         cut = min(leg.out, max(leg.closed - NEAR, leg.end - KEPT)) - leg.base
         if cut > 0:
-            del leg.words[:cut]
+            del leg.words[:cut], leg.labels[:cut]
             leg.base += cut
         found = scan(leg.words, self._kinds, self._regions)
-        leg.labels = found.labels
+        # What is closed keeps its label: what that depends on may have been forgotten.
+        leg.labels[leg.closed - leg.base :] = found.labels[leg.closed - leg.base :]
         leg.open, leg.weak = leg.base + found.open, leg.base + found.weak
-        leg.closed = leg.weak
+        leg.closed = leg.base + found.closed
         leg.turn_over = False
         leg.due = now + self._hold
 
