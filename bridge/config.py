@@ -48,13 +48,15 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_recording import RecordingSettings
 from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RedactionSettings", "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
-    "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
+    "RecordingSettings", "RedactionSettings", "RtpSettings", "ServiceSettings", "Settings",
+    "TapRule", "TurnSettings", "WebhookSettings", "from_dict", "is_hub_name", "load",
+    "parse_address", "port_range",
 ]  # fmt: skip
 
 
@@ -77,6 +79,7 @@ class Settings(BaseSettings):
     webhook: list[WebhookSettings] = Field(default_factory=list)
     log: LogSettings = LogSettings()
     redaction: RedactionSettings = RedactionSettings()
+    recording: RecordingSettings = RecordingSettings()
     service: ServiceSettings = ServiceSettings()
 
     @model_validator(mode="after")

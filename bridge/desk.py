@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridge import __version__
@@ -13,6 +14,7 @@ from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
 from bridge.pbx.ari_taps import NoChannel
+from bridge.recorder.recorder import answered
 from bridge.types import Announcement, Final, LegCounts, LegName
 
 if TYPE_CHECKING:
@@ -128,6 +130,16 @@ class Desk:
         rtp = self._server.rtp
         return (rtp is not None and rtp.withdraw(id)) or ended
 
+    async def recording(self, id: str, leg: str) -> Path | None:
+        """GET /calls/{id}/recording/{leg}."""
+        recorder = self._server.recorder
+        return None if recorder is None else await answered(recorder.find(id, leg))
+
+    async def delete_recording(self, id: str) -> bool:
+        """DELETE /calls/{id}/recording."""
+        recorder = self._server.recorder
+        return recorder is not None and await answered(recorder.delete(id))
+
 
 def watch(server: Server) -> None:
     """Register what Prometheus reads from the server's state at scrape time."""
@@ -173,9 +185,12 @@ def watch(server: Server) -> None:
         ["sink", "outcome"],
         "counter",
     )
-    redaction = server.redaction
+    redaction, recorder = server.redaction, server.recorder
     counts("redaction_total", "What sinks were not told.", lambda: redaction.counters, "what")
     gauge("redaction_held", "Events that may hold a number begun.", lambda: redaction.held)
+    if recorder is not None:
+        counts("recording_total", "What became of recordings.", lambda: recorder.counters, "what")
+        gauge("recording_queue_bytes", "Audio that waits.", lambda: recorder.queued)
     if link is not None:
         gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
         counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")

@@ -44,7 +44,7 @@ class Leg:
     __slots__ = (
         "_bank", "_clock", "_feed", "_lease", "_over", "_pushed", "_rate", "_recogniser",
         "_silence", "_skews", "_tell", "_told_words", "_turns", "draining", "ended", "frames",
-        "latency", "name", "offset", "reason", "words",
+        "latency", "name", "offset", "reason", "tape", "words",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +67,7 @@ class Leg:
         self.frames = 0
         self.words = 0
         self.latency = latency
+        self.tape: Callable[[Frame], None] | None = None  # a recording; sees what is heard
         self._tell = tell
         self._over = over
         self._turns = Turns(rules, recogniser.language)
@@ -88,6 +89,8 @@ class Leg:
         """Audio of any rate and length; a start beyond what was heard is filled with silence."""
         if self.ended:
             return
+        if self.tape is not None:
+            self.tape(frame)
         if self._feed is None or frame.rate != self._rate:
             self._feed = self._change_rate(frame.rate)
         gap = frame.start - self._clock

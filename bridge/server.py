@@ -29,6 +29,7 @@ from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
+from bridge.recorder.recorder import Recorder
 from bridge.redact.kinds import Kind
 from bridge.redacting import Redaction, ShownFinals, check
 from bridge.rtp_user import RtpUser
@@ -62,6 +63,10 @@ class Server:
         self.clock = clock
         self.redaction = Redaction(settings.redaction, clock)
         self.shown: ShownFinals | None = None  # by HTTP, where that is redacted
+        self.recorder: Recorder | None = None
+        if settings.recording.enabled:
+            self.recorder = Recorder(settings.recording, time.time)
+            self.redaction.add(settings.recording.redact, self.recorder.put)
         self.metrics = Metrics()
         self.choice = None if recogniser else choose(settings.engine)
         self.recogniser = recogniser or build(settings.engine, self.choice)
@@ -99,6 +104,7 @@ class Server:
             clock=clock,
             wall=time.time,
             bank=bank,
+            **({"on_leg": self.recorder.leg} if self.recorder else {}),
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         if settings.rtp is not None:
@@ -270,6 +276,8 @@ class Server:
         for outbox, n in zip(self.outboxes, left, strict=True):
             if n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
+        if self.recorder is not None and not await asyncio.to_thread(self.recorder.close, timeout):
+            log.error("recording: %d bytes were not written", self.recorder.queued)
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -298,6 +306,8 @@ class Server:
             try:
                 self.switchboard.expire(self.clock())
                 self.redaction.expire()
+                if self.recorder is not None:
+                    self.recorder.expire(self.clock())
                 if self.rtp is not None:
                     self.rtp.sockets.expire(self.clock())
             except Exception:

@@ -42,6 +42,7 @@ OURS: dict[str, str] = {
     "bridge.config_fields": "",
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
+    "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
@@ -50,6 +51,10 @@ OURS: dict[str, str] = {
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
+    "bridge.recorder.tape": "bridge.types",
+    "bridge.recorder.files": "bridge.errors",
+    "bridge.recorder.recorder": f"{CALLS} bridge.config bridge.recorder.*",
+    "bridge.recorder.*": IO,
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
     "bridge.http.*": f"{IO} bridge.metrics bridge.media bridge.ingress.rtp_types",
@@ -78,6 +83,7 @@ PURE_MODULES = """
     bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
+    bridge.recorder.tape bridge.pbx.ami_consent
     bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
@@ -108,6 +114,7 @@ OWNERS = {
     "sentencepiece": "bridge.engine.kyutai_*",
     "huggingface_hub": "bridge.engine.checkpoint",
     "py3langid": "bridge.engine.language",
+    "soundfile": "bridge.recorder.sound",
     "stdnum": "bridge.redact.numbers",
     "phonenumbers": "bridge.redact.numbers bridge.redacting",
     "G722": "bridge.audio.codecs bridge.audio.encoders",

@@ -39,8 +39,7 @@ CARDS = [
     "four one one one one one one one one one one one one one one one",
     "Four, one-one-one, one one one one uh one one one one um one one one one.",
     "four one double one one one double one double one double one double one double one",
-    "five five double five double five double five double five double five "
-    "double four double four",
+    "five five double five double five double five double five double five double four double four",
     "forty one eleven eleven eleven eleven eleven eleven eleven",
     "three seven eight two eight two two four six three one oh oh oh five",
     "quatre un un un un un un un un un un un un un un un",

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from bridge.errors import Busy, DeliveryError
+from bridge.http import recordings
 from bridge.http.access import Access, Check, Refusal
 from bridge.http.announce import (
     MAX_BODY,
@@ -69,6 +70,11 @@ def make_app(
         app.router.add_get(path, _checked(access.check_reading, handler))
     app.router.add_post("/calls", _checked(access.check_writing, announce))
     app.router.add_delete("/calls/{id}", _checked(access.check_writing, hang_up))
+    fetch = _checked(access.check_writing, recordings.fetch)
+    app.router.add_get("/calls/{id}/recording/{leg}", fetch)
+    app.router.add_delete(
+        "/calls/{id}/recording", _checked(access.check_writing, recordings.delete)
+    )
     return app
 
 
