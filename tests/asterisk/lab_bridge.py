@@ -215,9 +215,15 @@ flush_timeout = 2.0
 
 @asynccontextmanager
 async def serve(
-    lab: Lab, hook: Hook, folder: Path, *, engine: str = "tones", slots: int = 32
+    lab: Lab,
+    hook: Hook,
+    folder: Path,
+    *,
+    engine: str = "tones",
+    slots: int = 32,
+    more: str = "",
 ) -> AsyncIterator[Bridge]:
-    """A bridge that the lab's dialplan calls and that is logged in at it."""
+    """A bridge that the lab's dialplan calls and that is logged in at it. `more`: settings."""
     port, http = free_port(), free_port()
     config = folder / "bridge.toml"
     config.write_text(
@@ -232,6 +238,7 @@ async def serve(
             hook=hook.url,
             secret=SECRET,
         )
+        + more
     )
     async with aiohttp.ClientSession(trust_env=False) as session:
         bridge = Bridge(port, http, folder / "bridge.log", session)
