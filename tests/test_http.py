@@ -413,7 +413,10 @@ async def test_announce_makes_a_uuid_that_nobody_can_guess() -> None:
     }
 
 
-KEYS = "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, media, tap"
+KEYS = (
+    "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, recording_consent, "
+    "media, tap"
+)
 BAD: list[tuple[bytes, str]] = [
     (b"", 'the body is not JSON, for example {"leg": "caller"}'),
     (b"leg=caller", 'the body is not JSON, for example {"leg": "caller"}'),

@@ -27,6 +27,7 @@ ASSEMBLY = """
     desk
     doctor
     doctor_*
+    redacting
     rtp_user
     rules_desk
     server
@@ -49,6 +50,8 @@ OURS: dict[str, str] = {
     "bridge.accuracy": "",
     "bridge.addresses": "",
     "bridge.contract": PURE,
+    "bridge.redact.stream": "bridge.types",
+    "bridge.redact.*": "",
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
@@ -68,7 +71,8 @@ OURS: dict[str, str] = {
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_auth": "bridge.config_fields",
     "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
-    "bridge.config_control": "bridge.config_fields bridge.egress.signature",
+    "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
+    "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
@@ -78,6 +82,10 @@ OURS: dict[str, str] = {
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
+    "bridge.recorder.tape": "bridge.types",
+    "bridge.recorder.files": "bridge.errors",
+    "bridge.recorder.recorder": f"{CALLS} bridge.config bridge.recorder.*",
+    "bridge.recorder.*": IO,
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
     "bridge.auth_types": "bridge.errors",
@@ -113,19 +121,59 @@ OURS: dict[str, str] = {
 }  # fmt: skip
 
 PURE_MODULES = """
-    bridge.types bridge.errors bridge.interfaces bridge.audio.* bridge.turns bridge.accuracy
-    bridge.contract bridge.script bridge.ingress.* bridge.engine.slots bridge.engine.align
-    bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
-    bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
+    bridge.accuracy
+    bridge.addresses
+    bridge.audio.*
+    bridge.auth
+    bridge.auth_credentials
+    bridge.auth_jwt
+    bridge.auth_limits
+    bridge.auth_origin
+    bridge.auth_ring
+    bridge.auth_twilio
+    bridge.auth_types
+    bridge.call
+    bridge.capture
+    bridge.capture_file
+    bridge.contract
+    bridge.egress.pending
+    bridge.egress.retry
+    bridge.egress.signature
+    bridge.engine.align
+    bridge.engine.budget
+    bridge.engine.checkpoint_config
     bridge.engine.checkpoint_memory
-    bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
-    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
-    bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
-    bridge.pbx.ari_calls bridge.pbx.ari_taps
-    bridge.addresses bridge.auth bridge.auth_types bridge.auth_credentials bridge.auth_limits
-    bridge.auth_twilio bridge.auth_ring bridge.auth_jwt bridge.auth_origin
-    bridge.rtp_script bridge.capture bridge.capture_file bridge.rules bridge.rules_text
-    bridge.rules_types bridge.rules_actions
+    bridge.engine.checkpoint_tensors
+    bridge.engine.clock
+    bridge.engine.pauses
+    bridge.engine.rows
+    bridge.engine.slots
+    bridge.engine.words
+    bridge.errors
+    bridge.ingress.*
+    bridge.interfaces
+    bridge.leg
+    bridge.line
+    bridge.pbx.ami_consent
+    bridge.pbx.ami_text
+    bridge.pbx.ari_calls
+    bridge.pbx.ari_channels
+    bridge.pbx.ari_events
+    bridge.pbx.ari_rules
+    bridge.pbx.ari_tap
+    bridge.pbx.ari_taps
+    bridge.pbx.esl_text
+    bridge.recorder.tape
+    bridge.redact.*
+    bridge.rtp_script
+    bridge.rules
+    bridge.rules_actions
+    bridge.rules_text
+    bridge.rules_types
+    bridge.script
+    bridge.switchboard
+    bridge.turns
+    bridge.types
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -158,6 +206,9 @@ OWNERS = {
     "sentencepiece": "bridge.engine.kyutai_*",
     "huggingface_hub": "bridge.engine.checkpoint",
     "py3langid": "bridge.engine.language",
+    "soundfile": "bridge.recorder.sound",
+    "stdnum": "bridge.redact.numbers",
+    "phonenumbers": "bridge.redact.numbers bridge.redacting",
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
     "matplotlib": "bridge.bench.* bridge.latency",
