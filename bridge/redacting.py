@@ -11,10 +11,13 @@ from bridge.call import MAX_FINALS, Call
 from bridge.config import RedactionSettings, Settings
 from bridge.errors import ConfigError
 from bridge.redact.kinds import Kind
+from bridge.redact.scan import scan
 from bridge.redact.stream import RedactStream
 from bridge.types import CallEvent, EndOfTurn, Final, LegName, Partial, Pressed
 
 log = logging.getLogger(__name__)
+
+WARM = "212 555 0123 or 123-45-6789".split()  # so that every library is loaded
 
 Put = Callable[[CallEvent], None]
 
@@ -41,6 +44,7 @@ class Redaction:
         if wanted not in self._streams:
             stream = RedactStream(wanted, self._settings.regions, self._settings.hold)
             self._streams[wanted] = stream, []
+            scan(WARM, wanted, self._settings.regions)  # so that no call waits for libraries
         self._streams[wanted][1].append(put)
 
     def publish(self, event: CallEvent) -> None:

@@ -173,7 +173,7 @@ def left(talk: Talk) -> dict[float, str]:
     return {w.start: w.text for final in finals for w in final.words if not w.text.startswith("[")}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(canaries(), st.sets(st.integers(1, 60)), st.data())
 def test_what_must_not_get_out_does_not_however_it_is_cut(canary, cuts, data):
     before, secret, after = canary
@@ -212,7 +212,7 @@ def check_order(talk: Talk) -> None:
     assert talk.stream.held == 0
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(cards().flatmap(spoken), st.sets(st.integers(1, 20)), speech)
 def test_turns_that_end_within_a_card_let_out_its_first_digits_at_most(card, cuts, after):
     talk = Talk(kinds=frozenset(["card"]))
