@@ -98,7 +98,7 @@ class Settings(BaseSettings):
                     "or an [ami] section, or nobody can announce a call"
                 )
         if self.ari is not None:
-            _check_arrival(self.ari, self.audiosocket)
+            _check_arrival(self.ari, self.audiosocket, self.rtp)
         names = [hook.name or urlsplit(hook.url).hostname for hook in self.webhook]
         for name in names:
             if names.count(name) > 1:  # metrics and message ids could not tell them apart
@@ -124,8 +124,19 @@ class Settings(BaseSettings):
         return env_settings, init_settings  # environment over file
 
 
-def _check_arrival(ari: AriSettings, audiosocket: AudioSocketSettings | None) -> None:
-    """What ARI taps arrives at [audiosocket]. Raises ValueError where it could not."""
+def _check_arrival(
+    ari: AriSettings, audiosocket: AudioSocketSettings | None, rtp: RtpSettings | None
+) -> None:
+    """What ARI taps arrives at [audiosocket], or [rtp]. Raises ValueError where it could not."""
+    if ari.encapsulation == "rtp":
+        if rtp is None:
+            raise ValueError('ari.encapsulation = "rtp" needs an [rtp] section: it arrives there')
+        if rtp.require_srtp:
+            raise ValueError(
+                'ari.encapsulation = "rtp" goes with no rtp.require_srtp: '
+                "Asterisk's external media has no SRTP"
+            )
+        return
     if audiosocket is None:
         raise ValueError("[ari] needs an [audiosocket] section: what it taps arrives there")
     anywhere = audiosocket.listen.host in ("0.0.0.0", "::")

@@ -87,12 +87,22 @@ class AriSettings(Section):
     password: SecretStr
     app: str = Field(default="callscribe", pattern="^[A-Za-z0-9_-]{1,32}$")
     form: Literal["dialplan", "external_media"] = "dialplan"
+    encapsulation: Literal["audiosocket", "rtp"] = "audiosocket"  # of external_media
+    format: Literal["ulaw", "alaw", "g722", "slin", "slin16"] = "ulaw"  # of encapsulation rtp
     context: str = Field(default="callscribe-snoop", pattern="^[A-Za-z0-9_.-]{1,79}$")
     # form external_media: where Asterisk reaches [audiosocket]; None: audiosocket.listen
     audiosocket: Annotated[Address | None, NoDecode, BeforeValidator(parse_address)] = None
     taps: list[TapRule] = Field(default_factory=list)
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connecting and of each request
     ping_interval: float = Field(default=10.0, gt=0, le=300)
+
+    @model_validator(mode="after")
+    def _media(self) -> AriSettings:
+        if self.encapsulation != "audiosocket" and self.form != "external_media":
+            raise ValueError(
+                f'encapsulation = "{self.encapsulation}" needs form = "external_media"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _checks(self) -> AriSettings:

@@ -12,15 +12,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from bridge import taps
 from bridge.audio.resample import Bank
 from bridge.audiosocket_user import AudioSocketUser
-from bridge.config import Address, AudioSocketSettings, Settings
+from bridge.config import AudioSocketSettings, Settings
 from bridge.desk import Desk, watch
 from bridge.egress.ami import AmiEgress
-from bridge.egress.esl import EslEgress, channel_of
+from bridge.egress.esl import EslEgress
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
 from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose
-from bridge.errors import Busy, DeliveryError
+from bridge.errors import Busy
 from bridge.http.app import HttpServer, make_app
 from bridge.http.live import Hub
 from bridge.ingress.rtp_types import BadMedia
@@ -41,6 +41,7 @@ from bridge.transport.tcp import Limits, TcpPort
 from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent, IngressEvent
+from bridge.unicast import Unicasts
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Server:
         self.link: AmiLink | None = None
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
-        self._asking: set[asyncio.Task[None]] = set()
+        self._unicasts: Unicasts | None = None
         self.port: TcpPort[IngressEvent] | None = None
         self.sockets: TcpPort[WebSocketEvent] | None = None
         self.rtp: RtpUser | None = None
@@ -126,7 +127,7 @@ class Server:
             )
         if settings.rtp is not None:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
-        self.ari = taps.make(settings, self.switchboard, self.metrics)
+        self.ari = taps.make(settings, self.switchboard, self.metrics, self.rtp)
         self._make_sinks(sinks)
         self.rules = Rules(settings, self.switchboard, self.metrics, self.link, self.esl)
 
@@ -145,11 +146,15 @@ class Server:
             self.shown = ShownFinals(self.switchboard.find)
             self.redaction.add(settings.http.redact, self.shown.put)
         if settings.ami is not None:
-            self.link = AmiLink(settings.ami, self._announced_by_ami)
+            self.link = AmiLink(
+                settings.ami, self._announced_by_ami, on_tap=taps.asked_by_ami(self.ari)
+            )
             add(AmiEgress(self.link, settings.ami), settings.ami.redact)
         if settings.esl is not None:
             self.esl = EslLink(settings.esl)
             add(EslEgress(self.esl, settings.esl), settings.esl.redact)
+            if self.rtp is not None:
+                self._unicasts = Unicasts(self.esl, self.rtp.source)
         for hook in settings.webhook:
             add(Webhook(hook), hook.redact, hook.queue)
 
@@ -378,23 +383,9 @@ class Server:
         if not self.loaded:
             raise Busy("not ready", "the engine is loading")
         opened = self.rtp.open(announcement, request, self.clock())
-        channel = channel_of(announcement.info)
-        if request.kind == "l16" and request.source is not None and self.esl and channel:
-            local = Address(request.source[0], request.source[1] or 0)
-            remote = Address(opened.address, opened.port)
-            native = not opened.codec.startswith("l16")
-            task = asyncio.create_task(self._unicast(channel, local, remote, native))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+        if self._unicasts is not None:
+            self._unicasts.opened(announcement, request, opened)
         return opened
-
-    async def _unicast(self, channel: str, local: Address, remote: Address, native: bool) -> None:
-        """Ask FreeSWITCH for a channel's audio. Where it does not send any, the port expires."""
-        assert self.esl is not None
-        try:
-            await self.esl.unicast(channel, local, remote, native=native)
-        except DeliveryError as e:
-            log.warning("channel %s will not be heard: %s", channel, e)
 
     def _announced_by_ami(self, announcement: Announcement) -> None:
         with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer

@@ -189,7 +189,8 @@ class Switchboard:
             del self._lines[line.uuid]
 
     def expire(self, now: float) -> None:
-        """Let time pass: waits that are over, announcements nobody came for, endless calls."""
+        """Let time pass: waits that are over, announcements nobody came for, endless calls, and
+        legs whose peers send nothing."""
         for line in [line for line in self._waiting.values() if self._late(line, now)]:
             del self._waiting[line.uuid]
             if self._admission.mode == "open":
@@ -204,6 +205,11 @@ class Switchboard:
             self._count.dropped("announcements", "expired")
         for call in [c for c in self.calls.values() if now - c.began > self._admission.max_seconds]:
             self.hang_up(call.id)
+        for line, _ in self._lines.values():
+            if line.leg is not None:
+                line.leg.on_time(now)
+        if self._bank is not None:
+            self._bank.run()
 
     def _late(self, line: Line, now: float) -> bool:
         return now - line.opened >= self._admission.join_wait

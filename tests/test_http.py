@@ -28,7 +28,7 @@ from bridge.http.access import Access, Refusal, is_loopback
 from bridge.http.announce import BadAnnouncement, Wanted, parse_announcement
 from bridge.http.app import Health, HttpServer, Limits, make_app
 from bridge.http.listener import Connection
-from bridge.media import MediaAddress, MediaRequest
+from bridge.media import MediaAddress, MediaRequest, SrtpKey
 from bridge.metrics import Metrics
 from bridge.types import Announcement, CallInfo
 
@@ -50,6 +50,7 @@ class FakeService:
         self.hung_up: list[str] = []
         self.tapped: list[tuple[str, str, str | None]] = []
         self.error: Exception | None = None
+        self.answer: SrtpKey | None = None  # of our own
         self.words = "caller: hello <script>alert(1)</script>\n"
 
     def info(self) -> dict[str, object]:
@@ -81,7 +82,7 @@ class FakeService:
         self.announced.append(announcement)
         self.requested.append(request)
         types = {0: "pcmu/8000", 101: "telephone-event"}
-        return MediaAddress("192.0.2.10", 20742, 30.0, request.codec or "pcmu", types)
+        return MediaAddress("192.0.2.10", 20742, 30.0, request.codec or "pcmu", types, self.answer)
 
     def tap(self, channel: str, call: str, leg: str | None) -> str:
         if self.error is not None:

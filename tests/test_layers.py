@@ -28,6 +28,8 @@ ASSEMBLY = """
     doctor
     doctor_*
     redacting
+    rtp_stream
+    rtp_taps
     rtp_user
     rules_desk
     server
@@ -35,6 +37,7 @@ ASSEMBLY = """
     socket_user
     supervisor
     taps
+    unicast
     worker
 """
 
@@ -57,7 +60,8 @@ OURS: dict[str, str] = {
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
-    "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
+    "bridge.silence": "",
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.silence",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
     "bridge.line": "bridge.types bridge.leg",
     "bridge.switchboard": f"{CALLS} bridge.line",
@@ -155,10 +159,12 @@ PURE_MODULES = """
     bridge.leg
     bridge.line
     bridge.pbx.ami_consent
+    bridge.pbx.ami_tap
     bridge.pbx.ami_text
     bridge.pbx.ari_calls
     bridge.pbx.ari_channels
     bridge.pbx.ari_events
+    bridge.pbx.ari_media
     bridge.pbx.ari_rules
     bridge.pbx.ari_tap
     bridge.pbx.ari_taps
@@ -171,6 +177,7 @@ PURE_MODULES = """
     bridge.rules_text
     bridge.rules_types
     bridge.script
+    bridge.silence
     bridge.switchboard
     bridge.turns
     bridge.types

@@ -71,7 +71,8 @@ async def test_who_stops_sending_gets_the_last_words() -> None:
     async with bridge() as b, connect(b.url) as ws:
         await ws.send(pcm16([7])[: 2 * 24000 // 4 + 3])
         heard = await until_ended(ws, "turn_ended")
-        assert (texts(heard, "final"), heard[-1]["reason"]) == (said([7]), "asked")
+        assert texts(heard, "final") == said([7])
+        assert heard[-1]["reason"] in ("asked", "pause")  # whichever is noticed first
         await ws.send('{"type":"flush"}')  # nothing new: nothing is said
         await ws.send(b"")
         await ws.send('{"type":"end"}')

@@ -212,6 +212,7 @@ def _announced(service: Service, wanted: Wanted | TapWanted) -> dict[str, object
     if wanted.media is None:
         return answer | {"expires_in": service.announce(announcement)}
     media = service.open_media(announcement, wanted.media)
+    srtp = media.srtp
     return answer | {
         "expires_in": media.expires_in,
         "media": {
@@ -220,6 +221,7 @@ def _announced(service: Service, wanted: Wanted | TapWanted) -> dict[str, object
             "port": media.port,
             "codec": media.codec,
             "payload_types": {str(number): name for number, name in media.payload_types.items()},
+            **({"srtp": {"suite": srtp.suite, "key": srtp.key}} if srtp else {}),
         },
     }
 

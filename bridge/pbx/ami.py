@@ -31,6 +31,7 @@ from panoramisk.message import Message
 from bridge.config import Address, AmiSettings
 from bridge.errors import BridgeError, DeliveryError, ProtocolError
 from bridge.pbx.ami_consent import Consents
+from bridge.pbx.ami_tap import TapAsked, tap_asked
 from bridge.pbx.ami_text import AmiDecoder, AmiValue, Pairs, announcement, encode_action
 from bridge.types import Announcement
 
@@ -57,7 +58,8 @@ def backoff(failures: int, jitter: float) -> float:
 class AmiLink:
     """A logged-in AMI session, made again whenever it is lost.
 
-    `on_announcement` is called on the event loop for every leg that the dialplan announces.
+    `on_announcement` is called on the event loop for every leg that the dialplan announces, and
+    `on_tap` for every tap that a client asks for; it raises `BridgeError` where that is in vain.
     `jitter` gives numbers in 0…1. `state` is ``refused`` after a failed authentication, which
     only a restart ends; `last_error` is a sentence without secrets.
     """
@@ -67,6 +69,7 @@ class AmiLink:
         settings: AmiSettings,
         on_announcement: Callable[[Announcement], None],
         *,
+        on_tap: Callable[[TapAsked], object] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state: State = "connecting"
@@ -77,6 +80,7 @@ class AmiLink:
         self._where = str(Address(settings.host, settings.port))
         self._on_announcement = on_announcement
         self._consents = Consents()
+        self._on_tap = on_tap
         # Made once: reading the system's certificates stops the event loop for 0.1 s
         self._tls = ssl.create_default_context() if settings.tls else None
         self._jitter = jitter
@@ -270,6 +274,7 @@ class AmiLink:
         try:
             found = announcement(event, self._settings.join_variables)
             found = self._consents.announced(found) if found else self._consents.heard(event)
+            asked = tap_asked(event) if self._on_tap is not None and found is None else None
         except ProtocolError as e:
             self.counters["bad_announcements"] += 1
             log.warning("AMI: %s", e)
@@ -281,6 +286,20 @@ class AmiLink:
             except Exception:  # costs this announcement, not the connection
                 self.counters["errors"] += 1
                 log.exception("leg %s could not be announced", found.uuid)
+        if asked is not None:
+            self._tap(asked)
+
+    def _tap(self, asked: TapAsked) -> None:
+        assert self._on_tap is not None
+        self.counters["taps_asked"] += 1
+        try:
+            self._on_tap(asked)
+        except BridgeError as e:
+            self.counters["bad_taps"] += 1
+            log.warning("AMI: a CallscribeTap asks in vain: %s", e)
+        except Exception:  # costs this wish, not the connection
+            self.counters["errors"] += 1
+            log.exception("a CallscribeTap could not be handed on")
 
 
 def _text(response: Message) -> str:

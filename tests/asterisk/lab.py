@@ -20,8 +20,9 @@ SAMPLES = Path(__file__).parents[2] / "asterisk"
 ROOT = Path(os.environ.get("CALLSCRIBE_LAB", "/var/lib/callscribe-lab"))
 PREFIX = "callscribe-lab-"
 BOOT, STOP, CLI = 20.0, 10.0, 10.0  # s
-RTP_PORTS = 400  # for Asterisk, two a call
+RTP_PORTS = 300  # for Asterisk, two a call
 PHONE_PORTS = 100  # above those, for phones
+BRIDGE_PORTS = 100  # above those, for a bridge
 
 # What the samples need, and what a softphone and the tests need beside it. With autoload the same
 # samples work; without it the log holds nothing but what is about us.
@@ -148,7 +149,7 @@ def sweep() -> None:
 
 
 class Lab:
-    """One Asterisk. `ami`, `sip`: its ports; `phones`: first of PHONE_PORTS for RTP.
+    """One Asterisk. `ami`, `sip`: its ports; `phones`, `bridge`: first of ports for their RTP.
 
     `secret`: of the AMI users callscribe and lab.
     """
@@ -172,8 +173,9 @@ class Lab:
         for name in ("run", "log", "var", "var/keys", "sounds"):
             (self.outside / name).mkdir()
         modules = next(ROOT.glob("usr/lib/*/asterisk/modules"))
-        rtp = free_range(RTP_PORTS + PHONE_PORTS)
+        rtp = free_range(RTP_PORTS + PHONE_PORTS + BRIDGE_PORTS)
         self.phones = rtp + RTP_PORTS
+        self.bridge = self.phones + PHONE_PORTS
         files = {
             "asterisk": ASTERISK.format(home=self.inside, modules=f"/{modules.relative_to(ROOT)}"),
             "extensions": DIALPLAN.format(closed=self.closed),
