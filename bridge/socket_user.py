@@ -66,6 +66,7 @@ PROTOCOLS: dict[str, Kind] = {
     "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio"),
     "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
+    "/v1/realtime": Kind("realtime", "bridge.ingress.realtime:Realtime", ("realtime",), paced=True),
 }
 
 
