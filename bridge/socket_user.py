@@ -67,6 +67,7 @@ PROTOCOLS: dict[str, Kind] = {
     "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/v1/realtime": Kind("realtime", "bridge.ingress.realtime:Realtime", ("realtime",), paced=True),
+    "/v1/listen": Kind("deepgram", "bridge.ingress.deepgram:Deepgram", ("token",), paced=True),
 }
 
 
@@ -244,6 +245,7 @@ class SocketUser:
             "loopback",
             [o for o in offered if o],
             str(uuid4()),
+            time.time(),
         )
         try:
             media = kind.load()(opening, self._rules, now)

@@ -110,6 +110,8 @@ class Opening:
     """Subprotocols that the client speaks, in its order."""
     id: str = "00000000-0000-4000-8000-000000000000"
     """Of this connection alone: a UUID."""
+    at: float = 0.0
+    """Unix time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from typing import Any
 from bridge.ingress.media_socket import (
     BUSY,
     NORMAL,
-    LegAsked,
     Opening,
     SocketError,
     SocketEvent,
@@ -30,7 +29,7 @@ from bridge.ingress.media_socket import (
     parse,
     words,
 )
-from bridge.ingress.pcm import STOPPED, Pcm, Solo
+from bridge.ingress.pcm import STOPPED, Client, Pcm
 from bridge.ingress.realtime_item import Item
 from bridge.ingress.realtime_session import FORMATS, BadEvent, Session, updated
 from bridge.types import CallEvent, EndOfTurn, Heard, LegName, Pressed, Word
@@ -50,7 +49,7 @@ def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[st
     return shown + [o[len(prefix) :] for o in offered if o.startswith(prefix)]
 
 
-class Realtime(Solo):
+class Realtime(Client):
     """One session."""
 
     idle = 1800.0  # a session may wait for its speaker; it takes a slot with its first audio
@@ -113,7 +112,7 @@ class Realtime(Solo):
         except (TypeError, ValueError):
             raise BadEvent("expected base64", "audio") from None
         (samples,) = self._pcm.feed(data)
-        return self.audio(samples, now) if len(samples) else ()
+        return self.audio(now, samples) if len(samples) else ()
 
     def _update(self, wanted: object) -> None:
         before, self._session = self._session, updated(self._session, wanted, beta=self._beta)
@@ -144,8 +143,7 @@ class Realtime(Solo):
 
     def ask(self, item: Item | None = None) -> list[SocketEvent]:
         self._asked.append(item)
-        self._unasked = False
-        return [LegAsked("caller")]
+        return super().ask()
 
     def expire(self, now: float) -> Sequence[SocketEvent]:
         if not self._started:  # nothing begins before the first audio
