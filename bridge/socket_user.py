@@ -67,6 +67,8 @@ PROTOCOLS: dict[str, Kind] = {
     "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/v1/realtime": Kind("realtime", "bridge.ingress.realtime:Realtime", ("realtime",), paced=True),
+    "/api/asr-streaming": Kind("moshi", "bridge.ingress.moshi:Moshi", paced=True),
+    "/v1/stream": Kind("stream", "bridge.ingress.float_stream:FloatStream", paced=True),
     "/v1/listen": Kind("deepgram", "bridge.ingress.deepgram:Deepgram", ("token",), paced=True),
 }
 

@@ -102,6 +102,8 @@ OWNERS = {
     "uvloop": "bridge.worker",
     "websockets": "bridge.transport.websocket",
     "orjson": "bridge.ingress.media_socket",
+    "msgpack": "bridge.ingress.moshi",
+    "sphn": "bridge.ingress.moshi",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",
