@@ -69,6 +69,7 @@ PROTOCOLS: dict[str, Kind] = {
     "/v1/realtime": Kind("realtime", "bridge.ingress.realtime:Realtime", ("realtime",), paced=True),
     "/api/asr-streaming": Kind("moshi", "bridge.ingress.moshi:Moshi", paced=True),
     "/v1/stream": Kind("stream", "bridge.ingress.float_stream:FloatStream", paced=True),
+    "/ws/stt": Kind("stt", "bridge.ingress.sessions:Sessions", paced=True),
     "/v1/listen": Kind("deepgram", "bridge.ingress.deepgram:Deepgram", ("token",), paced=True),
 }
 
@@ -322,7 +323,8 @@ class SocketUser:
         One that is not a leg yet is refused, and `_began` says so.
         """
         if not session.over and leg.line is not None:
-            session.media.hung_up()
+            over = leg.line.leg is not None and leg.line.leg.ended  # not for want of audio
+            session.media.hung_up("engine" if over else "bridge")
             self._end(session, "bridge")
 
     def _ended(self, session: Session, name: LegName, reason: str) -> None:

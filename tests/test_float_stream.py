@@ -78,7 +78,7 @@ def test_pings_and_patience() -> None:
 
 def test_refused_and_hung_up() -> None:
     hand = ByHand(FloatStream)
-    hand.it.hung_up()
+    hand.it.hung_up("engine")
     hand.it.refused("caller", "overload")
     assert hand.said()[1] == {"type": "error", "message": "not taken: overload"}
     assert hand.it.goodbye == (1013, "not taken: overload")

@@ -43,7 +43,8 @@ OURS: dict[str, str] = {
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
     "bridge.config_websocket": "bridge.config_fields",
-    "bridge.metrics": "bridge",
+    "bridge.load": "",
+    "bridge.metrics": "bridge bridge.load",
     "bridge.listeners": f"{IO} bridge.errors",
     "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
     "bridge.transport.*": f"{IO} bridge.transport.*",
@@ -81,7 +82,7 @@ PURE_MODULES = """
     bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
-    bridge.rtp_script bridge.capture bridge.capture_file
+    bridge.rtp_script bridge.capture bridge.capture_file bridge.load
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal

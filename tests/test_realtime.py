@@ -247,7 +247,7 @@ def test_logprobs_where_they_are_asked_for() -> None:
 def test_items_of_a_call_that_is_ended_have_failed() -> None:
     hand = session()
     hand.hear("one", at=1.0)
-    hand.it.hung_up()
+    hand.it.hung_up("bridge")
     assert kinds(hand)[-1] == "failed"
     hand.tell(Pressed("5", 1.0))
     assert hand.said()[0]["event"] == "5"

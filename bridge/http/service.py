@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from aiohttp import web
@@ -33,6 +33,9 @@ class Health:
     slots: int
     calls: int
     max_calls: int
+    waiting: int = 0  # connections that are not a call yet
+    model: Mapping[str, str] = field(default_factory=dict)
+    """``model_size``, ``device``, ``compute_type``: as session clients know them."""
 
 
 class Service(Protocol):

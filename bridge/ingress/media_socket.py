@@ -163,8 +163,8 @@ class MediaSocket(Protocol):
     def taken(self, leg: LegName) -> None:
         """The leg has its slot."""
 
-    def hung_up(self) -> None:
-        """Call control, or an engine that failed, ends the connection: say what is to be said."""
+    def hung_up(self, reason: str) -> None:
+        """Call control (``bridge``) or the ``engine`` ends a leg, and with it the connection."""
 
     def messages(self) -> Sequence[str | bytes]:
         """What to send now: text as str, binary as bytes. Empties the list."""
@@ -254,7 +254,7 @@ class MediaBase:
     def taken(self, leg: LegName) -> None:
         """Nothing."""
 
-    def hung_up(self) -> None:
+    def hung_up(self, reason: str) -> None:
         """Nothing."""
 
     def messages(self) -> Sequence[str | bytes]:

@@ -91,8 +91,8 @@ class Moshi(Client):
         self._error("no free channels" if reason in FULL else f"not taken: {reason}")
         self.leave(BUSY, "no free channels")
 
-    def hung_up(self) -> None:
-        self._error("the bridge has ended the call")
+    def hung_up(self, reason: str) -> None:
+        self._error(f"ended by the {reason}")
 
     def heard(self, leg: LegName, heard: Heard) -> None:
         super().heard(leg, heard)

@@ -67,8 +67,8 @@ class Plain(Client):
         self._error(f"not taken: {reason}")
         self.leave(BUSY, f"not taken: {reason}")
 
-    def hung_up(self) -> None:
-        self._error("the bridge has ended the call")
+    def hung_up(self, reason: str) -> None:
+        self._error(f"ended by the {reason}")
 
     # -- out -------------------------------------------------------------------------------------
 

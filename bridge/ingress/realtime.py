@@ -218,9 +218,9 @@ class Realtime(Client):
     def _completed(self, item: Item) -> None:
         self._of_item("completed", item, **item.completed(logprobs=self._session.logprobs))
 
-    def hung_up(self) -> None:
+    def hung_up(self, reason: str) -> None:
         """Items that will not be completed have failed."""
-        error = {"type": "server_error", "code": "ended", "message": "the bridge ended the call"}
+        error = {"type": "server_error", "code": "ended", "message": f"ended by the {reason}"}
         for item in [i for i in self._asked if i] + [self._item] * self._speaking:
             if item.wanted:
                 self._of_item("failed", item, error={**error, "param": None})
