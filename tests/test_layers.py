@@ -67,8 +67,8 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "taps", "worker",
-        "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "socket_session", "taps",
+        "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
 
