@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from bridge import __version__
 from bridge.call import Call, conversation
-from bridge.config import Address
+from bridge.config import ENGINE_KINDS, Address
+from bridge.engine import device
 from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
@@ -69,6 +71,8 @@ class Desk:
             checks["esl"] = self._server.esl.state
         if self._server.ari is not None:
             checks["ari"] = self._server.ari.state
+        if self._server.sockets is not None:
+            checks["websocket"] = "ok"
         for outbox in self._server.outboxes:
             checks[f"sink {outbox.name}"] = outbox.state
         return Health(
@@ -81,6 +85,8 @@ class Desk:
             slots=self._server.recogniser.slots,
             calls=len(self._server.switchboard.calls),
             max_calls=self._server.settings.calls.max,
+            waiting=self._server.switchboard.waiting,
+            model=_model(self._server),
         )
 
     def calls(self) -> list[dict[str, object]]:
@@ -166,8 +172,30 @@ class Desk:
         return recorder is not None and await answered(recorder.delete(id))
 
 
+def _model(server: Server) -> dict[str, str]:
+    """What hears, and on what; of an engine of your own only its name is known."""
+    choice, settings = server.choice, server.settings.engine
+    if choice is None or choice.kind != "kyutai":
+        known = choice is not None and choice.kind in ENGINE_KINDS
+        where = "cpu" if known else "unknown"
+        return {"model_size": server.recogniser.name, "device": where, "compute_type": "default"}
+    where = _device(settings.device)
+    best = "float32" if where == "cpu" else "bfloat16"
+    return {
+        "model_size": settings.model.rpartition("/")[2],
+        "device": where.partition(":")[0],
+        "compute_type": best if settings.dtype == "auto" else settings.dtype,
+    }
+
+
+@functools.cache  # asking takes a process, and somebody looks at the health every second
+def _device(setting: str) -> str:
+    return device.resolve(setting)
+
+
 def watch(server: Server) -> None:
     """Register what Prometheus reads from the server's state at scrape time."""
+    _model(server)  # remembered from now on
     board, engine, boxes = server.switchboard, server.recogniser, server.outboxes
     link, esl, port = server.link, server.esl, server.port
 

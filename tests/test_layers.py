@@ -34,6 +34,7 @@ ASSEMBLY = """
     rules_desk
     server
     socket_kinds
+    socket_session
     socket_user
     supervisor
     taps
@@ -79,7 +80,8 @@ OURS: dict[str, str] = {
     "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
-    "bridge.metrics": "bridge",
+    "bridge.load": "",
+    "bridge.metrics": "bridge bridge.load",
     "bridge.listeners": f"{IO} bridge.errors",
     "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
     "bridge.transport.*": f"{IO} bridge.transport.*",
@@ -158,6 +160,7 @@ PURE_MODULES = """
     bridge.interfaces
     bridge.leg
     bridge.line
+    bridge.load
     bridge.pbx.ami_consent
     bridge.pbx.ami_tap
     bridge.pbx.ami_text
@@ -206,6 +209,8 @@ OWNERS = {
     "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
     "sounddevice": "bridge.mic",
     "orjson": "bridge.ingress.media_socket",
+    "msgpack": "bridge.ingress.moshi",
+    "sphn": "bridge.ingress.moshi",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",

@@ -135,7 +135,7 @@ async def test_a_client_that_is_hung_up_on_is_told() -> None:
         await ws.send(bytes(4800))
         await until(lambda: b.server.switchboard.calls)
         b.server.switchboard.hang_up(next(iter(b.server.switchboard.calls)))
-        assert json.loads(await ws.recv())["message"] == "the bridge has ended the call"
+        assert json.loads(await ws.recv())["message"] == "ended by the bridge"
 
 
 def test_it_begins_at_once_and_waits_two_minutes() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -34,6 +34,9 @@ class Health:
     slots: int
     calls: int
     max_calls: int
+    waiting: int = 0  # connections that are not a call yet
+    model: Mapping[str, str] = field(default_factory=dict)
+    """``model_size``, ``device``, ``compute_type``: as session clients know them."""
 
 
 class Service(Protocol):
