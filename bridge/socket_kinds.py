@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 from bridge import auth_credentials as shown
@@ -46,11 +47,22 @@ USUAL: tuple[Find, ...] = (
     lambda knock: shown.query(knock, "token"),
 )
 """Where keys are looked for, whatever the protocol."""
+TELNYX: Find = lambda knock: shown.header(knock, "x-telnyx-streaming-auth-token")  # noqa: E731
 
 
 PROTOCOLS: dict[str, Kind] = {
     # path → protocol; a path that ends in / has others below it
     "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio", credentials=(shown.twilio,)),
+    "/signalwire": Kind("signalwire", "bridge.ingress.signalwire:SignalWire"),
+    "/telnyx": Kind("telnyx", "bridge.ingress.telnyx:Telnyx", credentials=(TELNYX,)),
+    "/plivo": Kind("plivo", "bridge.ingress.plivo:Plivo"),
+    "/exotel": Kind("exotel", "bridge.ingress.exotel:Exotel"),
+    "/vonage/": Kind("vonage", "bridge.ingress.vonage:Vonage"),
+    "/audiohook/": Kind("audiohook", "bridge.ingress.audiohook:AudioHook"),
+    "/asterisk/": Kind("asterisk", "bridge.ingress.asterisk:Asterisk", ("media",)),
+    "/freeswitch/": Kind(
+        "freeswitch", "bridge.ingress.freeswitch:FreeSwitch", ("audio.drachtio.org",)
+    ),
     "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/ws/stt": Kind("stt", "bridge.ingress.sessions:Sessions", paced=True),
@@ -83,14 +95,7 @@ PROTOCOLS: dict[str, Kind] = {
 
 def kind_of(path: str) -> Kind | None:
     """The protocol that is spoken at a path."""
-    found = PROTOCOLS.get(path) or PROTOCOLS.get(path.rstrip("/") or "/")
-    if found is not None:
-        return found
-    return next(
-        (
-            kind
-            for at, kind in PROTOCOLS.items()
-            if at != "/" and at[-1] == "/" and path[: len(at)] == at
-        ),
-        None,
-    )
+    bare = path.rstrip("/") or "/"
+    exact = (kind for at, kind in PROTOCOLS.items() if (at.rstrip("/") or "/") == bare)
+    below = (kind for at, kind in PROTOCOLS.items() if at[1:].endswith("/") and path.startswith(at))
+    return next(chain(exact, below), None)

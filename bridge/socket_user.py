@@ -219,12 +219,16 @@ class SocketUser:
                 self._ended(session, name, reason)
 
     def _began(self, session: Session, event: LegBegan, now: float) -> None:
-        """A line, if it may be. Announced by ourselves: who it is was settled at the door."""
-        uuid = str(uuid4())
+        """A line, if it may be. Announced by ourselves: who it is was settled at the door.
+
+        What call control has said of its UUID stays, where it said more.
+        """
+        uuid = event.uuid or str(uuid4())
         leg = SocketLeg(session, event.leg, now)
         try:
-            announcement = Announcement(uuid, event.call, event.leg, event.info)
-            self._switchboard.announce(announcement, now)
+            if not self._switchboard.taken(uuid):  # or it would be told of somebody else's call
+                announcement = Announcement(uuid, event.call, event.leg, event.info)
+                self._switchboard.announce(announcement, now)
         except Busy as e:
             self._metrics.call_refused(e.reason)
             session.media.refused(event.leg, e.reason)
@@ -250,10 +254,15 @@ class SocketUser:
 
         One that is not a leg yet is refused, and `_began` says so.
         """
-        if not session.over and leg.line is not None:
-            over = leg.line.leg is not None and leg.line.leg.ended  # not for want of audio
-            session.media.hung_up("engine" if over else "bridge")
-            self._end(session, "bridge")
+        if session.over or leg.line is None:
+            return
+        over = leg.line.leg is not None and leg.line.leg.ended  # not for want of audio
+        session.media.hung_up("engine" if over else "bridge")
+        if not session.media.lingers:
+            return self._end(session, "bridge")
+        for name in list(session.legs):
+            self._ended(session, name, "bridge")
+        session.flush()
 
     def _ended(self, session: Session, name: LegName, reason: str) -> None:
         leg = session.legs.pop(name, None)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from bridge.audio import g711
 from bridge.errors import ProtocolError
+from bridge.ingress.arrival import JITTER
 from bridge.ingress.audiosocket import (
-    JITTER,
     MAX_STRANGE,
     RATES,
     SILENCE_MESSAGE,

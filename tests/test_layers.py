@@ -58,6 +58,7 @@ OURS: dict[str, str] = {
     "bridge.redact.*": "",
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
+    "bridge.ingress.freeswitch": f"{PURE} bridge.audio.* bridge.contract",
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
@@ -208,7 +209,7 @@ OWNERS = {
     "re2": "bridge.rules_text",
     "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
     "sounddevice": "bridge.mic",
-    "orjson": "bridge.ingress.media_socket",
+    "orjson": "bridge.ingress.media_socket bridge.ingress.said",
     "msgpack": "bridge.ingress.moshi",
     "sphn": "bridge.ingress.moshi",
     # The engine's own process, and what makes random weights and measures it.

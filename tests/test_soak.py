@@ -15,7 +15,8 @@ from bridge.bench import churn
 from bridge.engine.batcher import _fill
 from bridge.engine.slots import SlotLease, Slots
 from bridge.engine.tones import TonesModel, encode, text_of
-from bridge.ingress.audiosocket import GAP, AudioSocket, Rules
+from bridge.ingress.arrival import GAP
+from bridge.ingress.audiosocket import AudioSocket, Rules
 from bridge.leg import Leg
 from bridge.turns import TurnRules
 from bridge.types import Audio, EventBody, Final, Heard, Samples, Word

@@ -4,12 +4,7 @@ Theory of operation. One TCP connection is one leg. Messages are ``kind(1) lengt
 payload`` (asterisk res/res_audiosocket.c); the first must be the UUID. Messages are put together
 from any cuts, and the audio of one `receive` call becomes one `Audio` event.
 
-The leg's clock. Frames carry no time stamps and stop while a DTMF digit is pressed or a channel
-is silent, so the clock follows arrival: `origin` is the arrival time of sample 0, the earliest
-that any frame has shown it to be. Audio that ends more than `GAP` behind its arrival is labelled
-later, and the leg fills the hole with silence. Bursts (the kernel held audio while the bridge
-restarted) are ahead of the arrival clock: they move `origin` back, unless the lead is only what
-we have just filled in (`debt`), when frames were late rather than missing.
+Frames carry no time stamps: the leg's clock is that of their arrival (bridge/ingress/arrival.py).
 """
 
 from __future__ import annotations
@@ -23,6 +18,7 @@ import numpy as np
 
 from bridge.audio import g711
 from bridge.errors import ProtocolError
+from bridge.ingress.arrival import QUIET, Arrival
 from bridge.types import (
     Audio,
     Closed,
@@ -59,10 +55,6 @@ _FAST_KINDS, _FAST_HIGH, _FAST_LOW = (byte * _MAX_FAST for byte in (b"\x10", b"\
 HANGUP_MESSAGE = b"\x00\x00\x00"
 SILENCE_MESSAGE = b"\x10\x01\x40" + bytes(320)  # header and payload in one write (PROTOCOLS §1.6)
 
-GAP = 0.16  # s; Asterisk's own scheduling was seen to be 0.12 s late with 200 calls
-JITTER = 0.04  # s; a frame after a gap is this late or less: else each gap would add to the origin
-QUIET = 0.25  # s without audio after which silence is filled in while it lasts
-DEBT_AGE = 1.0  # s after which filled silence no longer explains a burst
 MAX_STRANGE = 10  # unknown kinds in a row that make the stream garbage
 NO_SAMPLES: Samples = np.zeros(0, np.int16)
 
@@ -86,25 +78,20 @@ class AudioSocket:
     keeps = False  # silence that is late helps nobody
 
     __slots__ = (
-        "_buffer", "_clock", "_debt", "_filled_at", "_out", "_rate", "_said", "_silence_at",
-        "_jury", "_mulaw", "_state", "_strange", "frames", "message_size", "next_at", "origin",
-        "rules", "uuid",
+        "_arrival", "_buffer", "_jury", "_mulaw", "_out", "_said", "_silence_at", "_state",
+        "_strange", "frames", "message_size", "next_at", "rules", "uuid",
     )  # fmt: skip
 
     def __init__(self, rules: Rules, now: float) -> None:
         self.rules = rules
         self.uuid = ""
         self.frames = 0  # audio messages
-        self.origin = now  # arrival time of sample 0
         self.message_size = 0  # bytes of the last audio message, header included; 0: none yet
         self.next_at = now + rules.uuid_deadline
         self._state: Literal["new", "open", "closed"] = "new"
         self._buffer = b""
         self._out: list[bytes] = []
-        self._rate = rules.rate or 8000
-        self._clock = 0  # samples at _rate
-        self._debt = 0.0  # s of silence filled in that late frames may still explain
-        self._filled_at = now
+        self._arrival = Arrival(now, rules.rate or 8000)
         self._silence_at = float("inf")
         self._strange = 0
         self._said: set[str] = set()
@@ -138,7 +125,7 @@ class AudioSocket:
         buffer = self._buffer + data
         at = 0
         pending: list[Samples] = []  # audio of one rate not yet made an event
-        pending_rate = self._rate
+        pending_rate = self._arrival.rate
         while self._state != "closed" and len(buffer) > at:
             if self._state == "new" and buffer[at] not in (HANGUP, UUID, ERROR):
                 raise ProtocolError(
@@ -206,7 +193,7 @@ class AudioSocket:
         if self._state == "new":
             self._state = "open"
             self.uuid = said
-            self.origin = self._filled_at = now
+            self._arrival.restart(now)
             if self.rules.keepalive != "off":
                 self._silence_at = now
             events.append(Opened(said))
@@ -247,37 +234,28 @@ class AudioSocket:
     # -- the clock -----------------------------------------------------------------------------
 
     def _heard(self, samples: Samples, rate: int, now: float, packets: int) -> Audio:
-        if rate != self._rate:
-            self._clock = round(self._clock * rate / self._rate)
-            self._rate = rate
-        start = self._clock
-        lead = (start + len(samples)) / rate - (now - self.origin)
-        if lead < -GAP:
-            missing = -lead - JITTER
-            start += int(missing * rate)
-            self._debt += missing
-            self._filled_at = now
-        elif lead > self._debt:
-            self.origin -= lead - self._debt
-        if self._debt and lead < GAP and now - self._filled_at > DEBT_AGE:
-            self._debt = 0.0
-        self._clock = start + len(samples)
+        start = self._arrival.place(len(samples), rate, now)
         return Audio(Frame(samples, rate, start, False, packets))
 
     @property
     def seconds(self) -> float:
         """How far the leg's clock has run."""
-        return self._clock / self._rate
+        return self._arrival.seconds
+
+    @property
+    def origin(self) -> float:
+        """When the first sample came."""
+        return self._arrival.origin
 
     @property
     def low_water(self) -> int:
         """Bytes that are worth a wake-up: up to the end of the present 80 ms, or 1."""
         size = self.message_size
-        block = self._rate * 2 // 25
+        block = self._arrival.rate * 2 // 25
         if not HEADER + 1 < size <= HEADER + 2 * block or self._state != "open":
             return 1
         frame = (size - HEADER) // 2  # samples
-        return -((self._clock % block - block) // frame) * size
+        return -((self._arrival.clock % block - block) // frame) * size
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -295,15 +273,9 @@ class AudioSocket:
             self._state = "closed"
             return (Closed("timeout"),)
         self._keepalive(now)
-        behind = now - self.origin - self._clock / self._rate
-        if behind <= QUIET:
+        if not self._arrival.fill(now):
             return ()
-        # Stay GAP behind, so that frames that are only late still fit.
-        missing = behind - GAP
-        self._clock += int(missing * self._rate)
-        self._debt += missing
-        self._filled_at = now
-        return (Audio(Frame(NO_SAMPLES, self._rate, self._clock)),)
+        return (Audio(Frame(NO_SAMPLES, self._arrival.rate, self._arrival.clock)),)
 
     def _keepalive(self, now: float) -> None:
         if now + 0.01 >= self._silence_at:  # ticks of 20 ms meet frames of 20 ms

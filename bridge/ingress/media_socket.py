@@ -7,59 +7,52 @@ legs that begin and end, their audio and digits. What is heard of its legs comes
 `heard` and `finalised`; what it wants to send is collected by `messages`. It ends the connection by
 setting `goodbye`. It keeps no audio and counts on nothing but its peer's messages.
 
-Whoever adds a protocol writes one file here, and one line in `bridge.socket_user.PROTOCOLS`.
+Whoever adds a protocol writes one file here, and one line in `bridge.socket_kinds.PROTOCOLS`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import orjson
 
-from bridge.errors import ProtocolError
 from bridge.ingress.opening import Opening as Opening
 from bridge.ingress.opening import SocketRules as SocketRules
+from bridge.ingress.said import AWAY as AWAY
+from bridge.ingress.said import BUSY as BUSY
+from bridge.ingress.said import INVALID as INVALID
+from bridge.ingress.said import NORMAL as NORMAL
+from bridge.ingress.said import POLICY as POLICY
+from bridge.ingress.said import TOO_LARGE as TOO_LARGE
+from bridge.ingress.said import WRONG_KIND as WRONG_KIND
+from bridge.ingress.said import SocketError as SocketError
+from bridge.ingress.said import clean as clean
+from bridge.ingress.said import extras as extras
+from bridge.ingress.said import identifier as identifier
+from bridge.ingress.said import is_uuid
+from bridge.ingress.said import parse as parse
+from bridge.ingress.said import table as table
+from bridge.ingress.said import words as words
 from bridge.types import CallEvent, CallInfo, Closed, Frame, Heard, LegName, Warned
 
 NEVER = float("inf")
 MAX_UNREAD = 1 << 20  # bytes of messages that the peer has not read
-MAX_TEXT = 200  # characters of a name or number that a peer says
-
-POLICY, INVALID, WRONG_KIND, TOO_LARGE, BUSY, NORMAL, AWAY = (
-    1008,
-    1007,
-    1003,
-    1009,
-    1013,
-    1000,
-    1001,
-)
-"""Close codes (RFC 6455 §7.4.1; 1013 by IANA: try again later)."""
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}")
-
-
-class SocketError(ProtocolError):
-    """The peer broke its protocol: the connection is closed with `code` and this sentence."""
-
-    def __init__(self, code: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
-
-
 # -- what a protocol says ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LegBegan:
-    """A leg begins. `call` groups legs: two that say the same are one call; empty: of its own."""
+    """A leg begins. `call` groups legs: two that say the same are one call; empty: of its own.
+
+    `uuid`: call control knows this leg by it, or will; empty: it does not.
+    """
 
     leg: LegName
     call: str = ""
     info: CallInfo = field(default_factory=lambda: CallInfo(id=""))
+    uuid: str = ""
 
 
 @dataclass(slots=True)  # as `bridge.types.Audio`
@@ -104,6 +97,8 @@ class MediaSocket(Protocol):
     until_block: int
     """Where audio comes in equal messages: how many complete a block of 80 ms. 1: wake us for each.
     """
+    lingers: bool
+    """The peer ends a connection when it is told to (`hung_up`): it is not ours to end."""
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         """A text message, as UTF-8 that nobody has checked. Raises `SocketError`."""
@@ -147,6 +142,7 @@ class MediaBase:
 
     next_at: float
     until_block = 1
+    lingers = False
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         self.opening = opening
@@ -157,15 +153,27 @@ class MediaBase:
         self._out: list[str | bytes] = []
         self._unread = 0
         self._started = False
+        self._warned: set[str] = set()
 
     # -- for protocols ---------------------------------------------------------------------------
 
-    def begin(self, leg: LegName, call: str = "", info: CallInfo | None = None) -> LegBegan:
-        """A leg begins, and whoever waited for that need not any more."""
+    def begin(
+        self, leg: LegName, call: str = "", info: CallInfo | None = None, uuid: str = ""
+    ) -> LegBegan:
+        """A leg begins, and whoever waited for that need not any more. Raises `SocketError`."""
+        if uuid and not is_uuid(uuid):
+            raise SocketError(POLICY, "uuid: expected 123e4567-e89b-12d3-a456-426614174000")
         self._started = True
         self.next_at = NEVER
         self.legs.append(leg)
-        return LegBegan(leg, call, info or CallInfo(id=""))
+        return LegBegan(leg, call, info or CallInfo(id=""), uuid)
+
+    def warn(self, kind: str, text: str) -> Sequence[SocketEvent]:
+        """Something odd that does not end the connection; each kind once."""
+        if kind in self._warned:
+            return ()
+        self._warned.add(kind)
+        return (Warned(kind, text),)
 
     def end(self, leg: LegName, reason: str = "hangup") -> list[SocketEvent]:
         """A leg that has begun ends. Idempotent."""
@@ -232,55 +240,3 @@ class MediaBase:
         out, self._out = self._out, []
         self._unread = 0
         return out
-
-
-# -- what peers say, parsed once -----------------------------------------------------------------
-
-
-def parse(message: bytes) -> dict[str, Any]:
-    """A JSON object. Raises `SocketError`."""
-    try:
-        found = orjson.loads(message)
-    except orjson.JSONDecodeError as e:
-        raise SocketError(INVALID, f"the message is no JSON: {e}"[:120]) from None
-    if not isinstance(found, dict):
-        raise SocketError(INVALID, "the message is JSON, but no object")
-    return found
-
-
-def table(message: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """An object inside a message. Raises `SocketError`."""
-    found = message.get(name)
-    if not isinstance(found, dict):
-        raise SocketError(POLICY, f"{name}: expected an object")
-    return found
-
-
-def words(message: Mapping[str, Any], name: str) -> str:
-    """A string of a message, "" where there is none, printable and at most 200 characters."""
-    found = message.get(name)
-    return clean(found) if isinstance(found, str | int | float) else ""
-
-
-def clean(value: object) -> str:
-    """What a peer calls itself, fit for a log line, a label or a header: printable and short."""
-    text = str(value)[:MAX_TEXT]
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def identifier(value: object, name: str) -> str:
-    """An id that may become a call's id and part of a URL. Raises `SocketError`."""
-    if isinstance(value, str) and _ID.fullmatch(value):
-        return value
-    raise SocketError(POLICY, f"{name}: expected up to 64 letters, digits and . _ : @ -")
-
-
-def extras(values: object, known: Collection[str] = (), limit: int = 32) -> dict[str, str]:
-    """Custom parameters of a peer for `CallInfo.extra`: at most `limit`, names and values short."""
-    if not isinstance(values, dict):
-        return {}
-    found: dict[str, str] = {}
-    for name, value in list(values.items())[: limit + len(known)]:
-        if isinstance(value, str | int | float) and name not in known and len(found) < limit:
-            found[clean(name)[:64]] = clean(value)
-    return found

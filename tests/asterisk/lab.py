@@ -29,16 +29,17 @@ BRIDGE_PORTS = 100  # above those, for a bridge
 MODULES = """
 app_audiosocket app_chanspy app_dial app_echo app_exec app_mixmonitor app_originate app_playback
 app_senddtmf app_stack app_userevent bridge_builtin_features bridge_native_rtp bridge_simple
-chan_audiosocket chan_pjsip codec_alaw codec_gsm codec_resample codec_ulaw format_gsm format_pcm
-format_sln format_wav func_callerid func_channel func_dialplan func_global func_logic func_shell
-func_uuid pbx_config res_audiosocket res_clioriginate res_pjproject res_pjsip res_pjsip_caller_id
-res_pjsip_dtmf_info res_pjsip_endpoint_identifier_anonymous res_pjsip_logger res_pjsip_nat
-res_pjsip_pubsub res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session res_rtp_asterisk
-res_sorcery_astdb res_sorcery_config res_sorcery_memory res_timing_timerfd
+chan_audiosocket chan_pjsip chan_websocket codec_alaw codec_g722 codec_gsm codec_resample
+codec_ulaw format_gsm format_pcm format_sln format_wav func_callerid func_channel func_dialplan
+func_global func_logic func_shell func_uri func_uuid pbx_config res_audiosocket res_clioriginate
+res_http_websocket res_pjproject res_pjsip res_pjsip_caller_id res_pjsip_dtmf_info
+res_pjsip_endpoint_identifier_anonymous res_pjsip_logger res_pjsip_nat res_pjsip_pubsub
+res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session res_rtp_asterisk res_sorcery_astdb
+res_sorcery_config res_sorcery_memory res_timing_timerfd res_websocket_client
 """.split()
 
 # Files that Asterisk complains about when they are missing, though empty ones do.
-EMPTY = "acl ccss cdr cel features pjproject udptl".split()
+EMPTY = "acl ccss cdr cel chan_websocket features pjproject udptl".split()
 
 DIALPLAN = """
 #include "sample-extensions.conf"
@@ -53,6 +54,18 @@ exten => caller,1,Gosub(callscribe,s,1)
 exten => app,1,Gosub(callscribe-app,s,1)
  same => n,Set(RESULT=Id: ${{CALLSCRIBE_ID}},Status: ${{CALLSCRIBE_STATUS}})
  same => n,UserEvent(LabAfter,${{RESULT}},Try: ${{TRYSTATUS}})
+ same => n,Hangup()
+exten => ws,1,Gosub(callscribe-ws,s,1)
+ same => n,Set(RESULT=Id: ${{CALLSCRIBE_ID}},Status: ${{CALLSCRIBE_STATUS}})
+ same => n,UserEvent(LabAfter,${{RESULT}},Dial: ${{DIALSTATUS}},Text: ${{CALLSCRIBE_TEXT}})
+ same => n,Hangup()
+exten => wsraw,1,Answer()
+ same => n,Dial(WebSocket/callscribe/${{LAB_WS}}v(call=${{LAB_CALL}}),20,g)
+ same => n,UserEvent(LabAfter,Call: ${{LAB_CALL}},Dial: ${{DIALSTATUS}})
+ same => n,Hangup()
+exten => wsboth,1,Answer()
+ same => n,Gosub(callscribe-ws-dial,s,1(${{LAB_CALLEE}}))
+ same => n,UserEvent(LabAfter,Call: ${{CALLSCRIBE_CALL}},Dial: ${{DIALSTATUS}})
  same => n,Hangup()
 exten => both,1,Answer()
  same => n,Gosub(callscribe-dial,s,1(${{LAB_CALLEE}}))
@@ -88,6 +101,14 @@ PJSIP = """
 #include "sample-pjsip.conf"
 [callscribe-udp](+)
 bind = 127.0.0.1:{sip}
+"""
+
+WEBSOCKET_CLIENT = """
+#include "sample-websocket_client.conf"
+[callscribe](+)
+uri = ws://127.0.0.1:{port}/asterisk
+username = lab
+password = {secret}
 """
 
 ASTERISK = """
@@ -180,6 +201,7 @@ class Lab:
             "asterisk": ASTERISK.format(home=self.inside, modules=f"/{modules.relative_to(ROOT)}"),
             "extensions": DIALPLAN.format(closed=self.closed),
             "manager": MANAGER.format(ami=self.ami, secret=self.secret),
+            "websocket_client": WEBSOCKET_CLIENT.format(port=self.closed, secret=self.secret),
             "pjsip": PJSIP.format(sip=self.sip),
             "rtp": f"[general]\nrtpstart = {rtp}\nrtpend = {rtp + RTP_PORTS - 1}\n",
             "logger": "[general]\n[logfiles]\nmessages => notice,warning,error\n",
@@ -252,6 +274,12 @@ class Lab:
     def call_bridge_at(self, port: int) -> None:
         """Where the samples' CALLSCRIBE points from now on."""
         self.cli(f"dialplan set global CALLSCRIBE 127.0.0.1:{port}")
+
+    def connect_websockets_to(self, port: int) -> None:
+        """Where [callscribe] of websocket_client.conf points from now on."""
+        text = WEBSOCKET_CLIENT.format(port=port, secret=self.secret)
+        (self.outside / "websocket_client.conf").write_text(text)
+        self.cli("module reload res_websocket_client.so")
 
     def set_global(self, name: str, value: str) -> None:
         """A global variable of the dialplan."""
