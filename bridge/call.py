@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 
 from bridge.audio.resample import Bank
@@ -151,9 +151,14 @@ class Call:
         self._publish(event)
 
     def text(self) -> str:
-        """The conversation so far, a line per final, in order of time."""
-        ordered = sorted(self.finals, key=lambda pair: pair[1].words[0].start)
-        return "".join(f"{leg}: {final.text}\n" for leg, final in ordered)
+        """The conversation so far (`conversation`)."""
+        return conversation(self.finals)
+
+
+def conversation(finals: Iterable[tuple[LegName, Final]]) -> str:
+    """A line per final, in order of time."""
+    ordered = sorted(finals, key=lambda pair: pair[1].words[0].start)
+    return "".join(f"{leg}: {final.text}\n" for leg, final in ordered)
 
 
 def merged(old: CallInfo, new: CallInfo) -> CallInfo:

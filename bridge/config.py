@@ -27,6 +27,7 @@ from bridge.config_control import (
     EslSettings,
     HttpSettings,
     LogSettings,
+    RedactionSettings,
     ServiceSettings,
     TapRule,
     WebhookSettings,
@@ -47,6 +48,7 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_recording import RecordingSettings
 from bridge.config_rules import RuleSettings, RulesSettings
 from bridge.config_rules import check as check_rules
 from bridge.config_websocket import WebSocketSettings
@@ -55,9 +57,10 @@ from bridge.errors import ConfigError
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RtpSettings", "RuleSettings", "RulesSettings", "ServiceSettings", "Settings", "TapRule",
-    "TurnSettings", "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load",
-    "parse_address", "port_range", "rule_from_dict",
+    "RecordingSettings", "RedactionSettings", "RtpSettings", "RuleSettings", "RulesSettings",
+    "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebSocketSettings",
+    "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
+    "rule_from_dict",
 ]  # fmt: skip
 
 
@@ -82,6 +85,8 @@ class Settings(BaseSettings):
     rules: RulesSettings = RulesSettings()
     rule: list[RuleSettings] = Field(default_factory=list, max_length=500)
     log: LogSettings = LogSettings()
+    redaction: RedactionSettings = RedactionSettings()
+    recording: RecordingSettings = RecordingSettings()
     service: ServiceSettings = ServiceSettings()
 
     @model_validator(mode="after")

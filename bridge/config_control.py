@@ -18,6 +18,7 @@ from bridge.config_fields import (
     parse_address,
 )
 from bridge.egress.signature import check_secret
+from bridge.redact.kinds import Kind
 
 EventKind = Literal["started", "partial", "final", "turn", "dtmf", "ended", "refused", "rule"]
 
@@ -28,6 +29,7 @@ class HttpSettings(Listener):
     listen: Listen = Address("127.0.0.1", 8001)
     token: Annotated[SecretStr, Field(min_length=8)] | None = None  # bearer token of /calls
     hosts: list[str] = Field(default_factory=list)  # further Host names accepted on loopback
+    redact: list[Kind] = Field(default_factory=list)  # of what /calls/{id} shows
 
 
 class AmiSettings(Section):
@@ -45,6 +47,7 @@ class AmiSettings(Section):
         "started", "partial", "final", "turn", "ended", "refused", "rule",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
+    redact: list[Kind] = Field(default_factory=list)
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each action
     ping_interval: float = Field(default=10.0, gt=0, le=300)
 
@@ -136,6 +139,7 @@ class EslSettings(Section):
         "started", "partial", "final", "turn", "ended", "refused", "rule",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
+    redact: list[Kind] = Field(default_factory=list)
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each command
     ping_interval: float = Field(default=10.0, gt=0, le=300)
 
@@ -163,6 +167,7 @@ class WebhookSettings(Section):
     timeout: float = Field(default=15.0, gt=0, le=60)
     allow_insecure: bool = False  # http:// to anything but loopback
     queue: int = Field(default=10_000, ge=10)
+    redact: list[Kind] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _checks(self) -> WebhookSettings:
@@ -179,6 +184,15 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
     transcripts: bool = False  # also log what is said
+    redact: list[Kind] = Field(default_factory=list)  # of transcripts
+
+
+class RedactionSettings(Section):
+    """[redaction]: how it is done, wherever a section says ``redact``."""
+
+    # ISO 3166; whose telephone numbers are known without +
+    regions: list[Annotated[str, Field(pattern="^[A-Z]{2}$")]] = ["US", "GB", "FR"]
+    hold: float = Field(default=3.0, ge=0, le=30)  # s that the beginning of a number waits
 
 
 class ServiceSettings(Section):

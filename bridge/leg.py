@@ -48,8 +48,8 @@ class Leg:
 
     __slots__ = (
         "_asked", "_bank", "_clock", "_feed", "_lease", "_lender", "_over", "_pushed", "_rate",
-        "_recogniser", "_silence", "_skews", "_tell", "_told_words", "_turns", "draining", "ended",
-        "frames", "latency", "listen", "name", "offset", "reason", "words",
+        "_recogniser", "_silence", "_skews", "_tell", "_told_words", "_turns", "draining",
+        "ended", "frames", "latency", "listen", "name", "offset", "reason", "tape", "words",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +74,7 @@ class Leg:
         self.latency = latency
         self.listen: Callable[[Heard], None] | None = None  # a peer that wants every step
         self._asked: deque[tuple[float, Callable[[], None]]] = deque()  # when to end the turn
+        self.tape: Callable[[Frame], None] | None = None  # a recording; sees what is heard
         self._tell = tell
         self._over = over
         self._turns = Turns(rules, recogniser.language)
@@ -96,6 +97,8 @@ class Leg:
         """Audio of any rate and length; a start beyond what was heard is filled with silence."""
         if self.ended:
             return
+        if self.tape is not None:
+            self.tape(frame)
         if self._lender.lent:
             self._settle(frame)
         if self._feed is None or frame.rate != self._rate:
@@ -174,8 +177,8 @@ class Leg:
         r = self._recogniser
         for _ in range(math.ceil(r.settle * r.rate / r.block - 1e-9)):
             self._take(np.zeros(r.block, np.float32))
+        self._lender.write_off()
         self._feed = None
-        self._lender.lent = 0  # the new skew counts it in
         self._feed = self._change_rate(self._rate)
         self._asked.append((self._pushed * r.block / r.rate, done))
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bridge import taps
 from bridge.audio.resample import Bank
@@ -30,6 +30,9 @@ from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
+from bridge.recorder.recorder import Recorder
+from bridge.redact.kinds import Kind
+from bridge.redacting import Redaction, ShownFinals, check
 from bridge.rtp_user import RtpUser
 from bridge.rules_desk import Rules
 from bridge.socket_user import SocketUser
@@ -60,8 +63,15 @@ class Server:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check(settings)
         self.settings = settings
         self.clock = clock
+        self.redaction = Redaction(settings.redaction, clock)
+        self.shown: ShownFinals | None = None  # by HTTP, where that is redacted
+        self.recorder: Recorder | None = None
+        if settings.recording.enabled:
+            self.recorder = Recorder(settings.recording, time.time)
+            self.redaction.add(settings.recording.redact, self.recorder.put)
         self.metrics = Metrics()
         self.choice = None if recogniser else choose(settings.engine)
         self.recogniser = recogniser or build(settings.engine, self.choice)
@@ -82,6 +92,7 @@ class Server:
         self._expirer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self.hub = Hub()
+        self.redaction.add(settings.http.redact, self.hub.publish)
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
@@ -101,6 +112,7 @@ class Server:
             clock=clock,
             wall=time.time,
             bank=bank,
+            **({"on_leg": self.recorder.leg} if self.recorder else {}),
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         self.socket_user: SocketUser | None = None
@@ -122,23 +134,29 @@ class Server:
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
 
-        def add(sink: Egress, limit: int = 10_000) -> None:
-            self.outboxes.append(Outbox(sink, limit=limit, delivered=self._delivered))
+        def add(sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000) -> None:
+            outbox = Outbox(sink, limit=limit, delivered=self._delivered)
+            self.outboxes.append(outbox)
+            self.redaction.add(redact, outbox.put)
 
-        for sink in (*more, LogEgress(transcripts=settings.log.transcripts)):
+        for sink in more:
             add(sink)
+        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact)
+        if settings.http.redact:
+            self.shown = ShownFinals(self.switchboard.find)
+            self.redaction.add(settings.http.redact, self.shown.put)
         if settings.ami is not None:
             self.link = AmiLink(
                 settings.ami, self._announced_by_ami, on_tap=taps.asked_by_ami(self.ari)
             )
-            add(AmiEgress(self.link, settings.ami))
+            add(AmiEgress(self.link, settings.ami), settings.ami.redact)
         if settings.esl is not None:
             self.esl = EslLink(settings.esl)
-            add(EslEgress(self.esl, settings.esl))
+            add(EslEgress(self.esl, settings.esl), settings.esl.redact)
             if self.rtp is not None:
                 self._unicasts = Unicasts(self.esl, self.rtp.source)
         for hook in settings.webhook:
-            add(Webhook(hook), hook.queue)
+            add(Webhook(hook), hook.redact, hook.queue)
 
     def _delivered(self, seconds: float) -> None:
         self.metrics.word_latency("deliver", seconds)
@@ -308,6 +326,8 @@ class Server:
             if n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
         await self.rules.close()
+        if self.recorder is not None and not await asyncio.to_thread(self.recorder.close, timeout):
+            log.error("recording: %d bytes were not written", self.recorder.queued)
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -337,6 +357,9 @@ class Server:
             await asyncio.sleep(EXPIRE_EVERY)
             try:
                 self.switchboard.expire(self.clock())
+                self.redaction.expire()
+                if self.recorder is not None:
+                    self.recorder.expire(self.clock())
                 if self.rtp is not None:
                     self.rtp.sockets.expire(self.clock())
             except Exception:
@@ -345,10 +368,8 @@ class Server:
     # -- events --------------------------------------------------------------------------------
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue, to who watches, and then to the rules, whose events follow it."""
-        self.hub.publish(event)
-        for outbox in self.outboxes:
-            outbox.put(event)
+        """To every sink, redacted where its settings say so; then to the rules, unredacted."""
+        self.redaction.publish(event)
         self.rules.take(event)
 
     def announce(self, announcement: Announcement) -> float:

@@ -28,12 +28,14 @@ MOST: Final = 4.0  # s that a sender of long pieces may be silent between them
 
 
 class Lender:
-    """One leg's account. `lent`: samples that its recogniser has heard ahead of its clock."""
+    """One leg's account. `lent`: samples that its recogniser has heard ahead of its clock, and
+    that are to count against the next gap."""
 
-    __slots__ = ("_clock", "_looked", "_patience", "_since", "lent")
+    __slots__ = ("_clock", "_looked", "_off", "_patience", "_since", "lent")
 
     def __init__(self) -> None:
         self.lent = 0
+        self._off = 0  # samples that were lent in this silence, and are not owed any more
         self._clock = 0  # samples, at the last look
         self._since = 0.0  # when it was first seen there
         self._looked = 0.0
@@ -44,15 +46,21 @@ class Lender:
         stalled = now - self._looked > STALL
         self._looked = now
         if clock != self._clock:
-            self._clock, self._since = clock, now
+            self._clock, self._since, self._off = clock, now, 0
         elif stalled:  # the time between does not count
-            self._since = now - (self.lent / rate + BEHIND if self.lent else 0.0)
+            heard = self.lent + self._off
+            self._since = now - (heard / rate + BEHIND if heard else 0.0)
         silent = now - self._since
         if silent < self._patience:
             return 0
-        more = max(0, int((silent - BEHIND) * rate) - self.lent)
+        more = max(0, int((silent - BEHIND) * rate) - self.lent - self._off)
         self.lent += more
         return more
+
+    def write_off(self) -> None:
+        """What was lent is not owed: the leg has set its times right."""
+        self._off += self.lent
+        self.lent = 0
 
     def settle(self, gap: int, rate: int) -> int:
         """Audio comes again, after `gap` samples of nothing: how many were rightly lent.

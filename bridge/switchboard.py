@@ -74,6 +74,7 @@ class Switchboard:
         clock: Callable[[], float],
         wall: Callable[[], float],
         bank: Bank | None = None,
+        on_leg: Callable[[Call, Leg], None] = lambda call, leg: None,
     ) -> None:
         self.calls: dict[str, Call] = {}
         self.ended: OrderedDict[str, Call] = OrderedDict()
@@ -88,6 +89,7 @@ class Switchboard:
         self._clock = clock
         self._wall = wall
         self._bank = bank
+        self._on_leg = on_leg  # told of each leg before its first frame
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
@@ -233,6 +235,7 @@ class Switchboard:
             return self._refuse(line, e.reason, info)
         self._lines[line.uuid] = (line, call)
         self._counted.setdefault(call.id, {})[leg.name] = line
+        self._on_leg(call, leg)
         line.attach(leg)
         if line.lost:
             self._count.dropped("events", "waiting", line.lost)
@@ -379,7 +382,8 @@ def _learn(call: Call, name: LegName, info: CallInfo) -> None:
     While there is no caller's leg they are the callee's, and give way to the caller's.
     """
     if name == "callee" and "caller" in call.legs:
-        call.learn(CallInfo(id="", extra={**info.extra, **_channel("callee", info)}))
+        extra = {**info.extra, **_channel("callee", info)}
+        call.learn(CallInfo(id="", extra=extra, recording_consent=info.recording_consent))
         return
     known = call.info
     moved = name == "caller" and "callee" in call.legs and info.channel not in ("", known.channel)

@@ -38,6 +38,7 @@ class CallInfo:
     context: str = ""
     exten: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    recording_consent: bool = False  # of all who speak, as call control says
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ def test_our_end_is_a_wish_and_a_refusal_an_error() -> None:
     session = Session()
     session.opened()
     assert session.it.lingers
-    session.it.hung_up()
+    session.it.hung_up("bridge")
     session.hear()
     assert session.last() == ("disconnect", {"reason": "completed"})
     assert session.it.expire(2.0) == [LegEnded("caller", "bridge"), LegEnded("callee", "bridge")]

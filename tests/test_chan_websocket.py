@@ -195,7 +195,7 @@ def test_the_only_thing_said_is_hangup_as_the_peer_speaks() -> None:
     media = opened()
     media.text(started(), 0.0)
     assert media.messages() == ()
-    media.hung_up()
+    media.hung_up("bridge")
     assert media.messages() == ['{"command":"HANGUP"}']
     media = opened()
     media.text(PLAIN, 0.0)

@@ -203,7 +203,14 @@ async def test_health_in_the_form_of_plain_websocket_clients(
 
 
 async def test_status_in_the_form_of_session_clients() -> None:
-    async with serving(FakeService()) as client:
+    service = FakeService()
+    model = {"model_size": "tones", "device": "cpu", "compute_type": "default"}
+    service.state = replace(GOOD, waiting=1, model=model)
+    service.metrics.call_started("stt")
+    service.metrics.call_refused("busy")
+    for stage, seconds in (("partial", 0.4), ("final", 0.9), ("final", 1.0)):
+        service.metrics.word_latency(stage, seconds)
+    async with serving(service) as client:
         status, body, _ = await client.ask("GET", "/health/status")
     assert status == 200
     assert body == {
@@ -211,7 +218,22 @@ async def test_status_in_the_form_of_session_clients() -> None:
         "accepting_requests": True,
         "reasons": [],
         "checks": {"engine": "ok", "ami": "ok"},
-        "model": {"name": "tones", "ready": True},
+        "model": {
+            "name": "tones",
+            "model_size": "tones",
+            "device": "cpu",
+            "compute_type": "default",
+            "ready": True,
+        },
+        "queue": {
+            "depth": 1,
+            "avg_partial_ms": 400.0,
+            "avg_final_ms": 905.0,
+            "estimated_server_total_ms": 905.0,
+            "accepting_requests": True,
+            "total_requests": 2,
+            "rejected_requests": 1,
+        },
         "sessions": {"active": 3, "max": 2000},
         "capacity": {"estimated_max_concurrent": 8, "current_load_percent": 25.0},
     }
@@ -414,7 +436,10 @@ async def test_announce_makes_a_uuid_that_nobody_can_guess() -> None:
     }
 
 
-KEYS = "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, media, tap"
+KEYS = (
+    "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, recording_consent, "
+    "media, tap"
+)
 BAD: list[tuple[bytes, str]] = [
     (b"", 'the body is not JSON, for example {"leg": "caller"}'),
     (b"leg=caller", 'the body is not JSON, for example {"leg": "caller"}'),

@@ -27,12 +27,14 @@ ASSEMBLY = """
     desk
     doctor
     doctor_*
+    redacting
     rtp_stream
     rtp_taps
     rtp_user
     rules_desk
     server
     socket_kinds
+    socket_session
     socket_user
     supervisor
     taps
@@ -52,6 +54,8 @@ OURS: dict[str, str] = {
     "bridge.accuracy": "",
     "bridge.addresses": "",
     "bridge.contract": PURE,
+    "bridge.redact.stream": "bridge.types",
+    "bridge.redact.*": "",
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
     "bridge.ingress.freeswitch": f"{PURE} bridge.audio.* bridge.contract",
@@ -73,16 +77,22 @@ OURS: dict[str, str] = {
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_auth": "bridge.config_fields",
     "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
-    "bridge.config_control": "bridge.config_fields bridge.egress.signature",
+    "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
+    "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
-    "bridge.metrics": "bridge",
+    "bridge.load": "",
+    "bridge.metrics": "bridge bridge.load",
     "bridge.listeners": f"{IO} bridge.errors",
     "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
     "bridge.transport.*": f"{IO} bridge.transport.*",
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
+    "bridge.recorder.tape": "bridge.types",
+    "bridge.recorder.files": "bridge.errors",
+    "bridge.recorder.recorder": f"{CALLS} bridge.config bridge.recorder.*",
+    "bridge.recorder.*": IO,
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
     "bridge.auth_types": "bridge.errors",
@@ -118,19 +128,63 @@ OURS: dict[str, str] = {
 }  # fmt: skip
 
 PURE_MODULES = """
-    bridge.types bridge.errors bridge.interfaces bridge.audio.* bridge.turns bridge.accuracy
-    bridge.contract bridge.script bridge.ingress.* bridge.engine.slots bridge.engine.align
-    bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
-    bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
+    bridge.accuracy
+    bridge.addresses
+    bridge.audio.*
+    bridge.auth
+    bridge.auth_credentials
+    bridge.auth_jwt
+    bridge.auth_limits
+    bridge.auth_origin
+    bridge.auth_ring
+    bridge.auth_twilio
+    bridge.auth_types
+    bridge.call
+    bridge.capture
+    bridge.capture_file
+    bridge.contract
+    bridge.egress.pending
+    bridge.egress.retry
+    bridge.egress.signature
+    bridge.engine.align
+    bridge.engine.budget
+    bridge.engine.checkpoint_config
     bridge.engine.checkpoint_memory
-    bridge.silence bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
-    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
-    bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
-    bridge.pbx.ari_calls bridge.pbx.ari_taps bridge.pbx.ari_media bridge.pbx.ami_tap
-    bridge.addresses bridge.auth bridge.auth_types bridge.auth_credentials bridge.auth_limits
-    bridge.auth_twilio bridge.auth_ring bridge.auth_jwt bridge.auth_origin
-    bridge.rtp_script bridge.capture bridge.capture_file bridge.rules bridge.rules_text
-    bridge.rules_types bridge.rules_actions
+    bridge.engine.checkpoint_tensors
+    bridge.engine.clock
+    bridge.engine.pauses
+    bridge.engine.rows
+    bridge.engine.slots
+    bridge.engine.words
+    bridge.errors
+    bridge.ingress.*
+    bridge.interfaces
+    bridge.leg
+    bridge.line
+    bridge.load
+    bridge.pbx.ami_consent
+    bridge.pbx.ami_tap
+    bridge.pbx.ami_text
+    bridge.pbx.ari_calls
+    bridge.pbx.ari_channels
+    bridge.pbx.ari_events
+    bridge.pbx.ari_media
+    bridge.pbx.ari_rules
+    bridge.pbx.ari_tap
+    bridge.pbx.ari_taps
+    bridge.pbx.esl_text
+    bridge.recorder.tape
+    bridge.redact.*
+    bridge.rtp_script
+    bridge.rules
+    bridge.rules_actions
+    bridge.rules_text
+    bridge.rules_types
+    bridge.script
+    bridge.silence
+    bridge.switchboard
+    bridge.turns
+    bridge.types
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -156,6 +210,8 @@ OWNERS = {
     "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
     "sounddevice": "bridge.mic",
     "orjson": "bridge.ingress.media_socket bridge.ingress.said",
+    "msgpack": "bridge.ingress.moshi",
+    "sphn": "bridge.ingress.moshi",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",
@@ -163,6 +219,9 @@ OWNERS = {
     "sentencepiece": "bridge.engine.kyutai_*",
     "huggingface_hub": "bridge.engine.checkpoint",
     "py3langid": "bridge.engine.language",
+    "soundfile": "bridge.recorder.sound",
+    "stdnum": "bridge.redact.numbers",
+    "phonenumbers": "bridge.redact.numbers bridge.redacting",
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
     "matplotlib": "bridge.bench.* bridge.latency",

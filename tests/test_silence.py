@@ -276,3 +276,15 @@ def test_without_a_look_it_would_not_end() -> None:
     s.look = s.tones.step  # type: ignore[method-assign]
     s.wait(3.0)
     assert [body for _, body in s.told if isinstance(body, EndOfTurn)] == []
+
+
+def test_what_is_written_off_is_neither_owed_nor_lent_again() -> None:
+    lender = Lender()
+    now, lent = 0.0, 0
+    while now < 2.0:
+        lent += lender.look(0, 8000, now)
+        now += 0.05
+    lender.write_off()
+    assert lent > 0 and lender.lent == 0
+    assert lender.look(0, 8000, now) <= 800  # what has passed since, not all of it again
+    assert lender.settle(lent, 8000) <= 800

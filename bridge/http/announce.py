@@ -24,7 +24,7 @@ MAX_TEXT = 256  # characters
 MAX_EXTRA = 16
 
 NAMES = ("channel", "uniqueid", "linkedid", "caller", "callee")
-KEYS = ("uuid", "call", "leg", *NAMES, "extra", "media", "tap")
+KEYS = ("uuid", "call", "leg", *NAMES, "extra", "recording_consent", "media", "tap")
 TAP_KEYS = ("tap", "channel", "call", "leg")
 KINDS = ("rtp", "l16")
 MEDIA_KEYS = ("type", "codec", "from", "ptime", "payload_types", "srtp")
@@ -74,7 +74,12 @@ def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Wanted | Tap
         return _tap(given)
     texts = {key: _text(key, given.get(key, "")) for key in ("call", *NAMES)}
     uuid = _uuid(given["uuid"]) if "uuid" in given else new_uuid()
-    info = CallInfo(id="", extra=_extra(given.get("extra", {})), **{k: texts[k] for k in NAMES})
+    info = CallInfo(
+        id="",
+        extra=_extra(given.get("extra", {})),
+        recording_consent=_consent(given.get("recording_consent", False)),
+        **{k: texts[k] for k in NAMES},
+    )
     announcement = Announcement(uuid, texts["call"], _leg(given.get("leg", "caller")), info)
     return Wanted(announcement, _media(given["media"]) if "media" in given else None)
 
@@ -134,6 +139,12 @@ def _leg(value: object) -> LegName:
     if value not in LEGS:
         raise BadAnnouncement('leg: expected "caller" or "callee"')
     return cast(LegName, value)
+
+
+def _consent(value: object) -> bool:
+    if not isinstance(value, bool):  # "no" must not be taken for a yes
+        raise BadAnnouncement("recording_consent: expected true or false")
+    return value
 
 
 def _extra(value: object) -> dict[str, str]:

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from bridge.errors import Busy, DeliveryError
-from bridge.http import rules
+from bridge.http import recordings, rules
 from bridge.http.access import Access, Check, Refusal
 from bridge.http.announce import (
     MAX_BODY,
@@ -79,6 +79,11 @@ def make_app(
     app.router.add_post("/calls", _checked(access.check_writing, announce))
     app.router.add_post("/calls/{id}/rules", _checked(access.check_writing, rules.adder(_body)))
     app.router.add_delete("/calls/{id}", _checked(access.check_writing, hang_up))
+    fetch = _checked(access.check_writing, recordings.fetch)
+    app.router.add_get("/calls/{id}/recording/{leg}", fetch)
+    app.router.add_delete(
+        "/calls/{id}/recording", _checked(access.check_writing, recordings.delete)
+    )
     return app
 
 

@@ -14,6 +14,7 @@ is one that call control announces, as AudioSocket's. Only HANGUP is ever sent, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bridge.audio.codecs import codec
@@ -124,7 +125,10 @@ class Asterisk(MediaBase):
         )
         extra["media_channel"] = own["channel"]
         extra["connection"] = words(said, "connection_id")
-        return CallInfo(id="", extra={k: v for k, v in extra.items() if v}, **known)
+        return replace(
+            CallInfo(id="", extra={k: v for k, v in extra.items() if v}),
+            **known,  # type: ignore[arg-type]  # WHO: fields that are strings
+        )
 
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         if self._stream is not None:
@@ -145,10 +149,10 @@ class Asterisk(MediaBase):
         return audio
 
     def refused(self, leg: LegName, reason: str) -> None:
-        self.hung_up()
+        self.hung_up(reason)
         super().refused(leg, reason)
 
-    def hung_up(self) -> None:
+    def hung_up(self, reason: str) -> None:
         self.say({"command": "HANGUP"} if self._json else "HANGUP")
 
 

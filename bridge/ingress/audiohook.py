@@ -248,7 +248,7 @@ class AudioHook(MediaBase):
             self._disconnect("error", f"the call was not taken: {reason}")
             self.next_at = 0.0
 
-    def hung_up(self) -> None:
+    def hung_up(self, reason: str) -> None:
         if self._state == "open":
             self._disconnect("completed")
             self.next_at = 0.0

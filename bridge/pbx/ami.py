@@ -30,6 +30,7 @@ from panoramisk.message import Message
 
 from bridge.config import Address, AmiSettings
 from bridge.errors import BridgeError, DeliveryError, ProtocolError
+from bridge.pbx.ami_consent import Consents
 from bridge.pbx.ami_tap import TapAsked, tap_asked
 from bridge.pbx.ami_text import AmiDecoder, AmiValue, Pairs, announcement, encode_action
 from bridge.types import Announcement
@@ -78,6 +79,7 @@ class AmiLink:
         self._settings = settings
         self._where = str(Address(settings.host, settings.port))
         self._on_announcement = on_announcement
+        self._consents = Consents()
         self._on_tap = on_tap
         # Made once: reading the system's certificates stops the event loop for 0.1 s
         self._tls = ssl.create_default_context() if settings.tls else None
@@ -271,6 +273,7 @@ class AmiLink:
         self.counters["events"] += 1
         try:
             found = announcement(event, self._settings.join_variables)
+            found = self._consents.announced(found) if found else self._consents.heard(event)
             asked = tap_asked(event) if self._on_tap is not None and found is None else None
         except ProtocolError as e:
             self.counters["bad_announcements"] += 1
