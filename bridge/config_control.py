@@ -19,6 +19,11 @@ from bridge.config_fields import (
 )
 from bridge.egress.signature import check_secret
 
+EventName = Literal[
+    "started", "partial", "final", "turn", "dtmf", "paused", "resumed", "listened", "ended",
+    "refused",
+]  # fmt: skip
+
 
 class HttpSettings(Listener):
     """[http]"""
@@ -39,8 +44,8 @@ class AmiSettings(Section):
     secret: SecretStr
     auth: Literal["md5", "plain"] = "md5"
     join_variables: list[str] = ["CALLSCRIBE_ID"]
-    events: list[Literal["started", "partial", "final", "turn", "dtmf", "ended", "refused"]] = [
-        "started", "partial", "final", "turn", "ended", "refused",
+    events: list[EventName] = [
+        "started", "partial", "final", "turn", "paused", "resumed", "listened", "ended", "refused",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each action
@@ -119,8 +124,8 @@ class EslSettings(Section):
     # user@domain of the directory; empty: the password alone
     username: str = Field(default="", pattern=r"^([A-Za-z0-9._-]+@[A-Za-z0-9._-]+)?$")
     password: SecretStr
-    events: list[Literal["started", "partial", "final", "turn", "dtmf", "ended", "refused"]] = [
-        "started", "partial", "final", "turn", "ended", "refused",
+    events: list[EventName] = [
+        "started", "partial", "final", "turn", "paused", "resumed", "listened", "ended", "refused",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each command

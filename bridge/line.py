@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from bridge.admission import Claim
 from bridge.leg import Leg
 from bridge.types import Frame, LegCounts
 
@@ -20,8 +21,8 @@ class Line:
     """
 
     __slots__ = (
-        "_held", "closed", "counted", "hang_up", "ingress", "leg", "lost", "opened", "origin",
-        "uuid",
+        "_held", "claim", "closed", "counted", "hang_up", "ingress", "leg", "lost", "opened",
+        "origin", "uuid",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +43,7 @@ class Line:
         self.closed = ""
         self.lost = 0  # digits
         self.leg: Leg | None = None
+        self.claim: Claim | None = None  # to a slot, while it is a leg
         self._held: deque[Frame | str] = deque()
 
     def audio(self, frame: Frame) -> int:

@@ -36,7 +36,7 @@ MAX_SERIES = 256  # of one watched value; what it reads beyond them is counted, 
 INGRESSES = ("audiosocket", "rtp", "l16", "websocket")
 REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
 END_REASONS = (
-    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
+    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal", "heard")
     + REFUSED_CALLS
 )  # fmt: skip
 REFUSED_CONNECTIONS = ("address", "limit", "deadline", "protocol", "no_uuid")
@@ -162,8 +162,8 @@ class Metrics:
         self._duration.observe(seconds)
 
     def call_refused(self, reason: str) -> None:
-        """`reason` is a `Refused.reason`."""
-        self._refused.of(reason).inc()
+        """`reason` is a `Refused.reason`; of ``limit:NAME`` what stands before the colon."""
+        self._refused.of(reason.partition(":")[0]).inc()
 
     def connection_refused(self, reason: str) -> None:
         """`reason`: ``address``, ``limit``, ``deadline``, ``protocol``."""

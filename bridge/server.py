@@ -10,16 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bridge import taps
+from bridge.admission import Admission, Limit
+from bridge.ami_user import AmiUser
 from bridge.audio.resample import Bank
 from bridge.audiosocket_user import AudioSocketUser
 from bridge.config import Address, AudioSocketSettings, Settings
 from bridge.desk import Desk, watch
-from bridge.egress.ami import AmiEgress
 from bridge.egress.esl import EslEgress, channel_of
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
 from bridge.egress.webhook import Webhook
-from bridge.engine.choice import build, choose
+from bridge.engine.choice import build, choose, objection
 from bridge.errors import Busy, DeliveryError
 from bridge.http.app import HttpServer, make_app
 from bridge.ingress.rtp_types import BadMedia
@@ -30,7 +31,7 @@ from bridge.pbx.ami import AmiLink
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
 from bridge.rtp_user import RtpUser
-from bridge.switchboard import Admission, Switchboard
+from bridge.switchboard import Switchboard
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent
@@ -66,7 +67,8 @@ class Server:
         self.draining = False
         self._closed = False
         self.outboxes: list[Outbox] = []
-        self.link: AmiLink | None = None
+        self._ami = AmiUser(settings.ami, lambda: self.switchboard, clock)
+        self.link: AmiLink | None = self._ami.link
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
         self._asking: set[asyncio.Task[None]] = set()
@@ -78,7 +80,7 @@ class Server:
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
-        self.switchboard = Switchboard(
+        self.switchboard: Switchboard = Switchboard(
             self.recogniser,
             Admission(
                 mode=audiosocket.admission,
@@ -87,6 +89,8 @@ class Server:
                 max_seconds=settings.calls.max_seconds,
                 announce_ttl=settings.calls.announce_ttl,
                 keep_ended=settings.calls.keep_ended,
+                pause_digits=settings.calls.pause_digits,
+                limits=tuple(Limit(**limit.model_dump()) for limit in settings.limit),
             ),
             TurnRules(**settings.turns.model_dump()),
             publish=self.publish,
@@ -94,6 +98,8 @@ class Server:
             clock=clock,
             wall=time.time,
             bank=bank,
+            part=self._ami.farewells.part,
+            objection=lambda: objection(self.recogniser),
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         if settings.rtp is not None:
@@ -109,9 +115,8 @@ class Server:
 
         for sink in (*more, LogEgress(transcripts=settings.log.transcripts)):
             add(sink)
-        if settings.ami is not None:
-            self.link = AmiLink(settings.ami, self._announced_by_ami)
-            add(AmiEgress(self.link, settings.ami))
+        if self._ami.egress is not None:
+            add(self._ami.egress)
         if settings.esl is not None:
             self.esl = EslLink(settings.esl)
             add(EslEgress(self.esl, settings.esl))
@@ -259,6 +264,7 @@ class Server:
         for outbox, n in zip(self.outboxes, left, strict=True):
             if n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
+        self._ami.farewells.close()
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -299,8 +305,8 @@ class Server:
             outbox.put(event)
 
     def announce(self, announcement: Announcement) -> float:
-        """What a UUID belongs to (`Switchboard.announce`)."""
-        return self.switchboard.announce(announcement, self.clock())
+        """What a UUID belongs to, with a slot reserved for it (`Switchboard.announce`)."""
+        return self.switchboard.announce(announcement, self.clock(), reserve=True)
 
     def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
         """A UDP port for this leg's RTP. Raises `BadMedia`, `Busy`, ValueError (`RtpUser.open`)."""
@@ -326,7 +332,3 @@ class Server:
             await self.esl.unicast(channel, local, remote, native=native)
         except DeliveryError as e:
             log.warning("channel %s will not be heard: %s", channel, e)
-
-    def _announced_by_ami(self, announcement: Announcement) -> None:
-        with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer
-            self.switchboard.announce(announcement, self.clock())

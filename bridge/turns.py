@@ -81,13 +81,13 @@ class Turns:
         """A word that ends after the pause began: it was none, however sure the model still is."""
         return bool(heard.words) and heard.words[-1].end > self._quiet_from + ROUNDING
 
-    def finish(self) -> list[TranscriptEvent]:
-        """The leg is over: whatever is still open."""
+    def finish(self, reason: str = "hangup") -> list[TranscriptEvent]:
+        """The leg is over, or is not heard for a while: whatever is still open."""
         events: list[TranscriptEvent] = []
         if self._open:
             events.append(self._final())
         if self._finals:
-            events.append(self._end("hangup"))
+            events.append(self._end(reason))
         return events
 
     def _span(self) -> float:

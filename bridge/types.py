@@ -38,6 +38,19 @@ class CallInfo:
     context: str = ""
     exten: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    listening: bool = False  # to one turn, with a dialplan that waits for it (`Listen`)
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A leg that is listened to for one turn, and hung up on then: the dialplan goes on.
+
+    `seconds` is the whole time from the leg's opening, `begin` the time in which somebody must
+    have begun to speak.
+    """
+
+    seconds: float
+    begin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,7 @@ class Announcement:
     call: str = ""
     leg: LegName = "caller"
     info: CallInfo = field(default_factory=lambda: CallInfo(id=""))
+    listen: Listen | None = None
 
 
 # -- what an ingress says -----------------------------------------------------------------------
@@ -175,7 +189,8 @@ class Final:
 class EndOfTurn:
     """The speaker has finished. `text` is the whole turn.
 
-    `reason` is ``pause``, ``hangup``, or ``length`` (cut, after two minutes without a pause).
+    `reason` is ``pause``, ``hangup``, ``length`` (cut, after two minutes without a pause), or
+    ``paused`` (call control wants to hear no more for a while).
     """
 
     turn: int
@@ -202,6 +217,37 @@ class Pressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """From `at` seconds on the leg is not heard; `by`: ``http``, ``ami``, ``dtmf``."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """From `at` seconds on the leg is heard again."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listened:
+    """What came of a `Listen`.
+
+    `status`: ``heard`` (a whole turn), ``timeout`` (cut while somebody spoke), ``silence`` (nobody
+    spoke), ``hangup``, ``ended`` (call control ended it), ``unavailable`` (the engine is lost).
+    `confidence` is the mean of the words', None without any.
+    """
+
+    status: str
+    text: str = ""
+    confidence: float | None = None
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LegCounts:
     """What one leg's audio came to. `lost` and `dropped` are what nobody heard.
 
@@ -223,6 +269,7 @@ class LegCounts:
     packets_foreign: int = 0
     jitter: float = 0.0  # seconds, RFC 3550 A.8
     concealed: float = 0.0  # seconds of audio that nobody sent
+    paused: float = 0.0  # seconds that call control wanted nobody to hear
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,13 +286,16 @@ class Refused:
     """A call that was not taken, told at once. Its only event.
 
     `reason` is one of ``busy`` (no free slot), ``overload`` (a slot, but steps of the engine take
-    too long already), ``draining``, ``limit`` (calls.max), ``unannounced``, ``not ready``.
+    too long already), ``draining``, ``limit`` (calls.max), ``limit:NAME`` (a [[limit]]),
+    ``unannounced``, ``not ready``.
     """
 
     reason: str
 
 
-EventBody: TypeAlias = Started | TranscriptEvent | Pressed | Ended | Refused
+EventBody: TypeAlias = (
+    Started | TranscriptEvent | Pressed | Paused | Resumed | Listened | Ended | Refused
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,12 @@ from bridge.types import (
     EndOfTurn,
     EventBody,
     Final,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     Started,
     Word,
 )
@@ -45,6 +48,9 @@ EVERY: dict[str, EventBody] = {
     "final": FINAL,
     "turn": EndOfTurn(2, "it's John's", 0.5, 1.456, "pause"),
     "dtmf": Pressed("#", 3.25),
+    "paused": Paused(1.0, "http"),
+    "resumed": Resumed(2.0, "dtmf"),
+    "listened": Listened("heard", "yes", 0.9, "en"),
     "ended": Ended("hangup", 12.0, {}),
     "refused": Refused("not ready"),
 }

@@ -32,15 +32,21 @@ OURS: dict[str, str] = {
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
-    "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
+    "bridge.pausing": PURE,
+    "bridge.admission": PURE,
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.pausing",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
-    "bridge.line": "bridge.types bridge.leg",
-    "bridge.switchboard": f"{CALLS} bridge.line",
+    "bridge.line": "bridge.types bridge.leg bridge.admission",
+    "bridge.listening": f"{CALLS} bridge.line",
+    "bridge.joining": CALLS,
+    "bridge.switchboard": f"{CALLS} bridge.line bridge.admission bridge.joining bridge.listening",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
     "bridge.config_media": "bridge.config_fields",
+    "bridge.config_limits": "bridge.config_fields",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature",
     "bridge.config": "bridge.errors bridge.config_*",
+    "bridge.farewell": "bridge.types",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
     "bridge.listeners": f"{IO} bridge.errors",
@@ -64,8 +70,8 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
-        "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "ami_user", "audiosocket_user", "rtp_user", "taps", "worker",
+        "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
 
@@ -75,8 +81,10 @@ PURE_MODULES = """
     bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
-    bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
-    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
+    bridge.leg bridge.call bridge.line bridge.switchboard bridge.admission bridge.listening
+    bridge.pausing bridge.joining bridge.egress.signature
+    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.ami_pause
+    bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
     bridge.rtp_script bridge.capture bridge.capture_file

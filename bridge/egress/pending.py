@@ -25,9 +25,12 @@ from bridge.types import (
     EventBody,
     Final,
     LegName,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     Started,
 )
 
@@ -35,8 +38,11 @@ RANKS: dict[type[EventBody], int] = {
     Partial: 0,
     Started: 1,
     Pressed: 1,
+    Paused: 2,
+    Resumed: 2,
     Final: 2,
     EndOfTurn: 2,
+    Listened: 2,
     Ended: 3,
     Refused: 3,
 }

@@ -132,7 +132,8 @@ class Bridge:
         assert self.process.returncode is None, f"the bridge has ended:\n{self.log()[-3000:]}"
         try:
             metrics = str(await self.get("/metrics"))
-            return "\ncallscribe_ami_up 1" in metrics and await self.get("/readyz") is not None
+            here = "\ncallscribe_ami_up 1" in metrics or "callscribe_ami_up" not in metrics
+            return here and await self.get("/readyz") is not None
         except (aiohttp.ClientError, TimeoutError):
             return False
 
@@ -145,6 +146,17 @@ class Bridge:
             if answer.status != 200:
                 return None
             return json.loads(body) if "json" in answer.content_type else body
+
+    async def post(self, path: str, body: Any = None) -> tuple[int, Any]:
+        """POST: the status and the answer."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with self._session.post(self._url + path, json=body, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    @property
+    def url(self) -> str:
+        """Of its HTTP side."""
+        return self._url
 
     async def hang_up(self, call: str, token: str = TOKEN) -> int:
         """DELETE /calls/{call}: the status."""
@@ -199,23 +211,33 @@ listen = "127.0.0.1:{port}"
 [http]
 listen = "127.0.0.1:{http}"
 token = "{token}"
-[ami]
-host = "127.0.0.1"
-port = {ami}
-username = "callscribe"
-secret = "{ami_secret}"
-[[webhook]]
+{ami}[[webhook]]
 url = "{hook}"
 secret = "{secret}"
 [service]
 drain_timeout = 0.5
 flush_timeout = 2.0
+{more}
+"""
+AMI = """
+[ami]
+host = "127.0.0.1"
+port = {port}
+username = "callscribe"
+secret = "{secret}"
 """
 
 
 @asynccontextmanager
 async def serve(
-    lab: Lab, hook: Hook, folder: Path, *, engine: str = "tones", slots: int = 32
+    lab: Lab,
+    hook: Hook,
+    folder: Path,
+    *,
+    engine: str = "tones",
+    slots: int = 32,
+    more: str = "",
+    ami: str = AMI,
 ) -> AsyncIterator[Bridge]:
     """A bridge that the lab's dialplan calls and that is logged in at it."""
     port, http = free_port(), free_port()
@@ -227,8 +249,8 @@ async def serve(
             port=port,
             http=http,
             token=TOKEN,
-            ami=lab.ami,
-            ami_secret=lab.secret,
+            ami=ami.format(port=lab.ami, secret=lab.secret),
+            more=more,
             hook=hook.url,
             secret=SECRET,
         )
