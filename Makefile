@@ -16,7 +16,7 @@ demo: $(READY)
 	@$(BIN)/callscribe demo $(if $(ASTERISK),--asterisk)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not soak and not gpu"
+	$(BIN)/python -m pytest -m "not soak and not gpu" -n 3 --dist loadgroup
 
 kyutai: .venv/.kyutai
 

@@ -40,7 +40,7 @@ class AudioSocketUser:
         """The protocol of a new connection."""
         return AudioSocket(self._rules, now)
 
-    def event(self, connection: Connection, event: IngressEvent, now: float) -> None:
+    def event(self, connection: Connection[IngressEvent], event: IngressEvent, now: float) -> None:
         """Something was said on a connection."""
         line = connection.context
         if isinstance(event, Audio) and isinstance(line, Line):  # 12 a second and leg: first
@@ -69,7 +69,7 @@ class AudioSocketUser:
                 if reason == "timeout":
                     connection.hang_up()
 
-    def _opened(self, connection: Connection, uuid: str, now: float) -> None:
+    def _opened(self, connection: Connection[IngressEvent], uuid: str, now: float) -> None:
         ingress = connection.ingress
         assert isinstance(ingress, AudioSocket)
         connection.label = uuid

@@ -66,10 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     call = command("call", _call, "Play a recording into a bridge as a call would.")
     client.add_arguments(call)
 
+    from bridge import latency, mic
+
+    mic.add_arguments(command("mic", _mic, "Speak into a microphone and read what is heard."))
+    latency.add_arguments(
+        command("latency", _latency, "Measure how long after it was said a word comes.")
+    )
+
     doctor = command("doctor", _doctor, "Check configuration, ports, Asterisk, webhooks, engine.")
     doctor.add_argument("-c", "--config", metavar="FILE", help="TOML file (deployment/bridge.toml)")
 
     bench.add_arguments(command("bench", _bench, "Measure; BENCHMARKS.md says what."))
+
+    from bridge import key_command
+
+    key_command.add_arguments(command("key", key_command.run, "Keys that open WebSockets."))
 
     webhook = command("webhook", _webhook, "Help with webhooks.")
     webhook.add_argument("what", choices=["secret"], help="secret: make a random secret")
@@ -122,6 +133,18 @@ def _call(args: argparse.Namespace) -> int:
     from bridge import client
 
     return asyncio.run(client.run(args))
+
+
+def _mic(args: argparse.Namespace) -> int:
+    from bridge import mic
+
+    return mic.run(args)
+
+
+def _latency(args: argparse.Namespace) -> int:
+    from bridge import latency
+
+    return latency.run(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -48,13 +48,15 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_websocket import WebSocketSettings
 from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebhookSettings",
-    "from_dict", "is_hub_name", "load", "parse_address", "port_range",
+    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
+    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address",
+    "port_range",
 ]  # fmt: skip
 
 
@@ -75,6 +77,7 @@ class Settings(BaseSettings):
     ami: AmiSettings | None = None
     ari: AriSettings | None = None
     esl: EslSettings | None = None
+    websocket: WebSocketSettings | None = None
     webhook: list[WebhookSettings] = Field(default_factory=list)
     log: LogSettings = LogSettings()
     service: ServiceSettings = ServiceSettings()

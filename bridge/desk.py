@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bridge import __version__
 from bridge.call import Call
+from bridge.config import Address
 from bridge.egress.ami import listened_variables
 from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
@@ -38,7 +39,16 @@ class Desk:
             "used": self._server.recogniser.used,
             "calls": len(self._server.switchboard.calls),
             "uptime": round(time.monotonic() - self._server.began, 3),
+            "websocket": self._websocket(),
         }
+
+    def _websocket(self) -> str:
+        """Where the page's microphone goes; empty where there is no such listener."""
+        settings = self._server.settings.websocket
+        if settings is None or self._server.sockets is None:
+            return ""
+        port = self._server.sockets.sock.getsockname()[1]
+        return settings.public_url or f"ws://{Address(settings.listen.host, port)}"
 
     def health(self) -> Health:
         """Readiness and its reasons."""
@@ -50,6 +60,8 @@ class Desk:
         if self._server.draining:
             reasons.append("draining")
         checks = {"engine": "ok" if self._server.recogniser.ready else "down"}
+        if self._server.sockets is not None:
+            checks["websocket"] = "ok" if self._server.loaded else "loading"
         if self._server.link is not None:
             checks["ami"] = self._server.link.state
         if self._server.esl is not None:
@@ -73,6 +85,15 @@ class Desk:
     def calls(self) -> list[dict[str, object]]:
         """Calls that are up."""
         return [_summary(self._server, call) for call in self._server.switchboard.calls.values()]
+
+    def search(self, text: str, *, ended: bool) -> list[dict[str, object]]:
+        """Calls in which `text` was said."""
+        board = self._server.switchboard
+        calls = [*board.calls.values(), *(board.ended.values() if ended else ())]
+        words = text.casefold()
+        found = [call for call in calls if not words or words in call.text().casefold()]
+        found.sort(key=lambda call: call.began_at, reverse=True)
+        return [_summary(self._server, call) for call in found]
 
     def call(self, id: str) -> dict[str, object] | None:
         """One call, up or lately ended, with its finals."""
@@ -211,6 +232,11 @@ def watch(server: Server) -> None:
     if esl is not None:
         gauge("esl_up", "1 when logged in.", lambda: esl.state == "up")
         counts("esl_total", "What happened on the event socket.", lambda: esl.counters, "what")
+    if server.sockets is not None and server.socket_user is not None:
+        sockets, auth = server.sockets, server.socket_user.auth
+        gauge("websockets", "Open WebSockets.", lambda: sockets.connections)
+        counts("websocket_total", "What happened there.", lambda: sockets.counters, "what")
+        counts("websocket_auth_total", "Who was let in, or not.", lambda: auth.counters, "what")
     if server.rtp is not None:
         _watch_rtp(server, server.rtp)
     if port is not None:
@@ -280,11 +306,14 @@ def _summary(server: Server, call: Call) -> dict[str, object]:
         "extra": dict(info.extra),
         "started": call.began_at,
         "ended": call.ended is not None,
-        "legs": {name: _counts(of_leg) for name, of_leg in counts.items()},
+        "legs": {
+            name: _counts(of_leg) | server.switchboard.now(call, name)
+            for name, of_leg in counts.items()
+        },
     }
 
 
-def _counts(counts: LegCounts) -> dict[str, float]:
+def _counts(counts: LegCounts) -> dict[str, float | None]:
     return {
         "seconds": round(counts.seconds, 3),
         "frames": counts.frames,

@@ -11,7 +11,15 @@ import logging
 import sys
 from typing import TextIO
 
-from bridge import config, doctor_ami, doctor_ari, doctor_esl, doctor_local, doctor_webhook
+from bridge import (
+    config,
+    doctor_ami,
+    doctor_ari,
+    doctor_esl,
+    doctor_local,
+    doctor_webhook,
+    doctor_websocket,
+)
 from bridge.config import Settings
 from bridge.doctor_report import Finding, Report, failed, ok, warning
 from bridge.errors import ConfigError
@@ -44,6 +52,7 @@ async def _check(settings: Settings, report: Report) -> None:
     report.add(doctor_local.open_files(settings), doctor_local.loop())
     report.add(*doctor_local.audiosocket(settings.audiosocket))
     outside = [
+        doctor_websocket.check(settings),
         _ami(settings),
         _ari(settings),
         _esl(settings),

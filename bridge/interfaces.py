@@ -64,6 +64,9 @@ class Recogniser(Protocol):
     slots: int
     """0 until it is started, where the engine finds out itself."""
     upsampling: Upsampling
+    settle: float
+    """Seconds of silence after which everything before them has been said; set once it is started.
+    """
     counters: Counter[str]
     """What happened to the engine: restarts and the like."""
     on_step: Callable[[float, int], None]

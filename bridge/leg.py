@@ -2,10 +2,12 @@
 
 on_frame → fill the gap before it → resample → blocks → lease.push
 on_heard → turns → tell(event)
+finalise → silence → lease.push … on_heard → the turn's end
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -32,6 +34,7 @@ from bridge.types import (
 )
 
 Tell = Callable[["Leg", EventBody], None]
+ROUNDING = 1e-6  # s; times come from several clocks
 MAX_SKEWS = 16  # changes of rate remembered; words older than these keep the oldest one's skew
 
 
@@ -47,10 +50,10 @@ class Leg:
     """
 
     __slots__ = (
-        "_bank", "_clock", "_feed", "_keypad", "_lease", "_over", "_pausing", "_pushed", "_rate",
-        "_recogniser", "_silence", "_skews", "_tell", "_toggle", "_told_words", "_turns",
-        "draining", "ended", "frames", "latency", "listened", "name", "offset", "reason", "spoken",
-        "words",
+        "_asked", "_bank", "_clock", "_feed", "_keypad", "_lease", "_over", "_pausing", "_pushed",
+        "_rate", "_recogniser", "_silence", "_skews", "_tell", "_toggle", "_told_words", "_turns",
+        "draining", "ended", "frames", "latency", "listen", "listened", "name", "offset", "reason",
+        "spoken", "words",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +83,8 @@ class Leg:
         self._pausing = Pausing()
         self._keypad = Keypad(pause_digits)
         self._toggle = toggle
+        self.listen: Callable[[Heard], None] | None = None  # a peer that wants every step
+        self._asked: deque[tuple[float, Callable[[], None]]] = deque()  # when to end the turn
         self._tell = tell
         self._over = over
         self._turns = Turns(rules, recogniser.language)
@@ -191,6 +196,23 @@ class Leg:
             self._said(event)
         self._tell(self, Paused(max(0.0, self.offset + pausing.at), pausing.by))
 
+    def finalise(self, done: Callable[[], None]) -> None:
+        """What was said up to here is wanted now: it ends its turn, and `done` is called.
+
+        The recogniser hears so much silence that nothing is held back, as fast as it can; the
+        silence is not on the leg's clock. `done` is called at once where there is nobody to ask.
+        """
+        if self.ended or self._feed is None:
+            done()
+            return
+        self._feed.flush()
+        r = self._recogniser
+        for _ in range(math.ceil(r.settle * r.rate / r.block - 1e-9)):
+            self._take(np.zeros(r.block, np.float32))
+        self._feed = None
+        self._feed = self._change_rate(self._rate)
+        self._asked.append((self._pushed * r.block / r.rate, done))
+
     def finish(self, reason: str) -> None:
         """No more audio. The last words are still heard; then `over` is called."""
         if self.ended:
@@ -221,13 +243,23 @@ class Leg:
         self.words += len(heard.words)
         self.listened = min(heard.at, heard.settled)
         self.spoken = self.spoken or bool(heard.words or heard.tentative)
+        if self.listen is not None:
+            self.listen(heard)
         for event in self._turns.hear(heard):
             self._said(event)
         on_leg = heard.at - self.offset, heard.settled - self.offset
         if self._pausing.due(*on_leg, guessing=bool(heard.tentative)):
             self._tell_pause()
-        if self._turns.wants_flush:
+        while self._asked and heard.at - at >= self._asked[0][0] - ROUNDING:
+            self._answer(self._asked.popleft()[1])
+        if self._turns.wants_flush and not self._asked:
             self._lease.flush()
+
+    def _answer(self, done: Callable[[], None]) -> None:
+        """The recogniser has heard the silence of a `finalise`."""
+        for event in self._turns.finish("asked"):
+            self._said(event)
+        done()
 
     def on_done(self) -> None:
         """The recogniser has nothing more to say."""
@@ -236,6 +268,8 @@ class Leg:
             self._tell_pause()
             for event in self._turns.finish():
                 self._said(event)
+            while self._asked:
+                self._asked.popleft()[1]()
         finally:  # or the call would never end
             self._over(self)
 

@@ -15,7 +15,7 @@ from bridge.config import Address, Settings
 from bridge.errors import BridgeError
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
-KNOWN = frozenset({"audiosocket", "http"})
+KNOWN = frozenset({"audiosocket", "http", "websocket"})
 SOCKETS = "CALLSCRIBE_SOCKETS"
 BACKLOG = 4096  # calls that wait in the kernel while a worker restarts
 
@@ -25,6 +25,8 @@ def wanted(settings: Settings) -> dict[str, Address]:
     listeners = {"http": settings.http.listen}
     if settings.audiosocket is not None:
         listeners["audiosocket"] = settings.audiosocket.listen
+    if settings.websocket is not None:
+        listeners["websocket"] = settings.websocket.listen
     return listeners
 
 

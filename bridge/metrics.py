@@ -33,18 +33,21 @@ PREFIX = "callscribe"
 OTHER = "other"
 MAX_SERIES = 256  # of one watched value; what it reads beyond them is counted, not shown
 
-INGRESSES = ("audiosocket", "rtp", "l16", "websocket")
+INGRESSES = (
+    "audiosocket", "rtp", "l16", "twilio", "telnyx", "plivo", "vonage", "signalwire", "exotel",
+    "audiohook", "asterisk", "freeswitch", "moshi", "stream", "stt", "pcm", "realtime", "deepgram",
+)  # fmt: skip
 REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
 END_REASONS = (
     ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal", "heard")
     + REFUSED_CALLS
 )  # fmt: skip
-REFUSED_CONNECTIONS = ("address", "limit", "deadline", "protocol", "no_uuid")
+REFUSED_CONNECTIONS = ("denied", "address", "limit", "deadline", "protocol", "no_uuid")
 DROPPED = ("frames", "events", "announcements")
 DROP_REASONS = ("queue", "waiting", "full", "late", "closed", "protocol", "limit", "expired")
 WARNINGS = (
     "unknown_kind", "bad_digit", "peer_error", "mulaw_mislabelled", "odd_length", "unknown_type",
-    "srtp_failed",
+    "srtp_failed", "unknown_event", "early_media", "unknown_track", "duplicate",
 )  # fmt: skip
 STAGES = ("partial", "final", "deliver")
 STATUSES = ("200", "201", "204", "400", "401", "403", "404", "405", "408", "409", "500", "503")
@@ -81,6 +84,7 @@ class Metrics:
     """All counters and histograms of one bridge. Its methods take microseconds and never block."""
 
     def __init__(self) -> None:
+        self.last_step = 0.0  # s
         self._registry = CollectorRegistry()
         ProcessCollector(namespace=PREFIX, registry=self._registry)
         build = Gauge(f"{PREFIX}_build_info", "Always 1.", ["version"], registry=self._registry)
@@ -180,6 +184,7 @@ class Metrics:
     def step(self, seconds: float, active: int) -> None:
         """One batch step that took `seconds` and advanced `active` slots by a block."""
         self._steps.observe(seconds)
+        self.last_step = seconds
         self._blocks.inc(active)
 
     def word_latency(self, stage: str, seconds: float) -> None:

@@ -23,6 +23,7 @@ from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose, objection
 from bridge.errors import Busy, DeliveryError
 from bridge.http.app import HttpServer, make_app
+from bridge.http.live import Hub
 from bridge.ingress.rtp_types import BadMedia
 from bridge.interfaces import Egress, Recogniser
 from bridge.media import MediaAddress, MediaRequest
@@ -31,10 +32,12 @@ from bridge.pbx.ami import AmiLink
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
 from bridge.rtp_user import RtpUser
+from bridge.socket_user import SocketUser
 from bridge.switchboard import Switchboard
 from bridge.transport.tcp import Limits, TcpPort
+from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent
+from bridge.types import Announcement, CallEvent, IngressEvent
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +75,13 @@ class Server:
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
         self._asking: set[asyncio.Task[None]] = set()
-        self.port: TcpPort | None = None
+        self.port: TcpPort[IngressEvent] | None = None
+        self.sockets: TcpPort[WebSocketEvent] | None = None
         self.rtp: RtpUser | None = None
         self.http: HttpServer | None = None
         self._expirer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self.hub = Hub()
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
@@ -102,6 +107,16 @@ class Server:
             objection=lambda: objection(self.recogniser),
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
+        self.socket_user: SocketUser | None = None
+        if settings.websocket is not None:
+            self.socket_user = SocketUser(
+                settings.websocket,
+                self.switchboard,
+                self.metrics,
+                bank,
+                clock=clock,
+                pages=settings.http.listen,
+            )
         if settings.rtp is not None:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
         self.ari = taps.make(settings, self.switchboard, self.metrics)
@@ -141,6 +156,7 @@ class Server:
                 Desk(self),
                 token=token.get_secret_value() if token else None,
                 hosts=self.settings.http.hosts,
+                hub=self.hub,
             )
             self.http = HttpServer(app, listeners["http"])
             await self.http.start()
@@ -152,6 +168,10 @@ class Server:
             await self.esl.start()
         if "audiosocket" in listeners:
             self._make_port(listeners["audiosocket"])
+        if "websocket" in listeners and self.socket_user is not None:
+            self._make_sockets(listeners["websocket"], self.socket_user)
+            if self.socket_user.keys is not None:
+                self.socket_user.keys.start()
         watch(self)
         self._expirer = asyncio.create_task(self._expire(), name="expire")
         loop = asyncio.get_running_loop()
@@ -189,10 +209,31 @@ class Server:
         self.port.start()
         self.port.listen(False)  # until `_open`
 
+    def _make_sockets(self, sock: socket.socket, user: SocketUser) -> None:
+        assert self.settings.websocket is not None
+        settings = self.settings.websocket
+        self.sockets = TcpPort(
+            sock,
+            user,
+            Limits(
+                connections=settings.max_connections,
+                per_address=settings.max_connections_per_address,
+            ),
+            clock=self.clock,
+            lateness=self.metrics.lateness,
+        )
+        self.sockets.start()
+        self.sockets.listen(False)  # until `_open`
+
+    @property
+    def _ports(self) -> list[TcpPort[IngressEvent] | TcpPort[WebSocketEvent]]:
+        return [port for port in (self.port, self.sockets) if port is not None]
+
     def _open(self, refuse: str) -> None:
-        if self.port is not None and not self.draining:
-            self.port.refuse = refuse
-            self.port.listen(True)
+        for port in self._ports:
+            if not self.draining:
+                port.refuse = refuse
+                port.listen(True)
 
     async def run_until(self, stop: asyncio.Event, retire: asyncio.Event) -> None:
         """Serve until one of them is set, then drain and close."""
@@ -216,10 +257,10 @@ class Server:
         # Whom we accepted a moment ago has not said its UUID, and the fresh worker never saw it.
         self.switchboard.draining = not handover
         log.info("draining: %d calls", len(self.switchboard.calls))
-        if self.port is not None:
-            self.port.refuse = "draining"
+        for port in self._ports:
+            port.refuse = "draining"
             if handover:
-                self.port.listen(False)
+                port.listen(False)
         if handover and self.ari is not None:
             await self.ari.close(leave=True)  # the fresh worker's link takes its place
         if handover and self.http is not None:
@@ -246,7 +287,7 @@ class Server:
             return True
         if self.switchboard.draining:
             return False
-        connections = self.port.connections if self.port is not None else 0
+        connections = sum(port.connections for port in self._ports)
         return connections > 0 or (self.rtp is not None and self.rtp.ports.waiting > 0)
 
     async def close(self) -> None:
@@ -273,14 +314,16 @@ class Server:
             await self.ari.close()
         if self.rtp is not None:
             self.rtp.close()
-        if self.port is not None:
-            await self._peers_gone(self.port)
-            self.port.close()
+        for port in self._ports:
+            await self._peers_gone(port)
+            port.close()
+        if self.socket_user is not None and self.socket_user.keys is not None:
+            await self.socket_user.keys.close()
         if self.http is not None:
             await self.http.close()
         await self.recogniser.close()
 
-    async def _peers_gone(self, port: TcpPort) -> None:
+    async def _peers_gone(self, port: TcpPort[IngressEvent] | TcpPort[WebSocketEvent]) -> None:
         """Those we hung up on read that and close; before that, closing could be a reset."""
         port.listen(False)
         deadline = time.monotonic() + (HURRIED_WAIT if self._hurry.is_set() else GOODBYE_WAIT)
@@ -300,7 +343,8 @@ class Server:
     # -- events --------------------------------------------------------------------------------
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue."""
+        """To every sink's queue, and to who watches."""
+        self.hub.publish(event)
         for outbox in self.outboxes:
             outbox.put(event)
 

@@ -22,7 +22,7 @@ from bridge.errors import Busy
 from bridge.interfaces import Recogniser
 from bridge.joining import CallIds, learn, together
 from bridge.leg import Leg
-from bridge.line import Line
+from bridge.line import SILENCE, Line, Listener
 from bridge.listening import Listening, Part
 from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent, CallInfo, Ended, LegCounts, LegName
@@ -178,9 +178,10 @@ class Switchboard:
         origin: Callable[[], float],
         now: float,
         counted: Callable[[LegCounts], LegCounts] = lambda counts: counts,
+        listener: Listener | None = None,
     ) -> Line:
         """A peer has said its UUID. The line may be hung up before this returns."""
-        line = Line(uuid, ingress, hang_up, origin, now, counted)
+        line = Line(uuid, ingress, hang_up, origin, now, counted, listener)
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
         elif uuid in self._announced or (
@@ -302,7 +303,8 @@ class Switchboard:
 
     def _latency_of(self, line: Line) -> Callable[[str, float], None]:
         def observe(stage: str, end: float) -> None:
-            self._count.word_latency(stage, self._clock() - line.origin() - end)
+            line.latency = round(self._clock() - line.origin() - end, 3)
+            self._count.word_latency(stage, line.latency)
 
         return observe
 
@@ -322,6 +324,13 @@ class Switchboard:
         lines = self._counted.get(call.id, {})
         return {name: _counts(leg, lines.get(name)) for name, leg in call.legs.items()}
 
+    def now(self, call: Call, name: str) -> dict[str, float | None]:
+        """A leg's level in dB of full scale, and how late its last word was, in seconds."""
+        line = next((ln for leg, ln in self._counted.get(call.id, {}).items() if leg == name), None)
+        if line is None:
+            return {"level": SILENCE, "latency": None}
+        return {"level": line.level(), "latency": line.latency}
+
     def _told(self, event: CallEvent) -> None:
         """An event of a call goes out; its last one says what its transport lost, too."""
         body = event.body
@@ -329,6 +338,9 @@ class Switchboard:
             event = replace(event, body=replace(body, legs=self.counts(call)))
         self._publish(event)
         self.listening.told(event)
+        for name, line in self._counted.get(event.call.id, {}).items():
+            if line.listener is not None and event.leg in (None, name):
+                line.listener.told(event)
 
     def _over(self, call: Call) -> None:
         for line in self._counted.get(call.id, {}).values():

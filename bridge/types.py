@@ -189,8 +189,9 @@ class Final:
 class EndOfTurn:
     """The speaker has finished. `text` is the whole turn.
 
-    `reason` is ``pause``, ``hangup``, ``length`` (cut, after two minutes without a pause), or
-    ``paused`` (call control wants to hear no more for a while).
+    `reason` is ``pause``, ``hangup``, ``asked`` (the peer wanted what it had said so far),
+    ``length`` (cut, after two minutes without a pause), or ``paused`` (call control wants to hear
+    no more for a while).
     """
 
     turn: int

@@ -41,6 +41,7 @@ class FakeRecogniser:
     rate = 24000
     block = 1920
     upsampling = "filter"
+    settle = 0.16
     ready = True
 
     def __init__(self, slots: int = 4) -> None:

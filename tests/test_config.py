@@ -72,10 +72,10 @@ def test_the_minimal_file_loads(tmp_path: Path) -> None:
 
 def test_sections_of_features_that_do_not_exist_are_unknown(tmp_path: Path) -> None:
     path = tmp_path / "bridge.toml"
-    path.write_text(MINIMAL + '[websocket]\nlisten = "127.0.0.1:8080"\n')
+    path.write_text(MINIMAL + '[kafka]\nlisten = "127.0.0.1:8080"\n')
     with pytest.raises(ConfigError) as e:
         load(path)
-    assert e.value.problems == [f"websocket: {UNKNOWN}"]
+    assert e.value.problems == [f"kafka: {UNKNOWN}"]
 
 
 def test_without_a_file_there_are_defaults() -> None:

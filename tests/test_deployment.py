@@ -41,16 +41,31 @@ def no_environment(monkeypatch):
 # -- bridge.toml --------------------------------------------------------------------------------
 
 
+# Only one of these can be given: the file shows them all.
+ALTERNATIVES = {"websocket.key": ["secret"], "websocket.jwt": ["public_key", "secret"]}
+
+
 def uncommented() -> dict[str, Any]:
     """The file as it would be with every "#" before a setting or a section taken away."""
     return tomllib.loads(re.sub(r"^#(?=\[|\w+ = )", "", TOML, flags=re.M))
 
 
-def sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """("ami", AmiSettings) …, also where the section is optional or a list."""
+def shown(data: dict[str, Any], section: str) -> dict[str, Any]:
+    """The table of a dotted section; the first of those that come several times."""
+    for part in section.split("."):
+        inner = data[part]
+        data = inner[0] if isinstance(inner, list) else inner
+    return data
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """("ami", AmiSettings), ("websocket.jwt", JwtSettings) …, also where the section is optional
+    or a list."""
     for name, field in model.model_fields.items():
-        [section] = [t for t in flat(field.annotation) if issubclass(t, BaseModel)]
-        yield name, section
+        for section in flat(field.annotation):
+            if issubclass(section, BaseModel) and re.search(rf"^#?\[+{prefix}{name}]", TOML, re.M):
+                yield prefix + name, section
+                yield from sections(section, f"{prefix}{name}.")
 
 
 def flat(annotation: Any) -> Iterator[type]:
@@ -61,11 +76,13 @@ def flat(annotation: Any) -> Iterator[type]:
         yield annotation
 
 
+SECTIONS = dict(sections(Settings))
 SETTINGS = [
     (section, name)
-    for section, model in sections(Settings)
+    for section, model in SECTIONS.items()
     for name in model.model_fields
-]  # fmt: skip
+    if f"{section}.{name}" not in SECTIONS
+]
 
 
 def test_the_file_is_a_configuration():
@@ -74,16 +91,23 @@ def test_the_file_is_a_configuration():
 
 
 def test_uncommented_it_is_one_too():
-    settings = config.from_dict(uncommented())
+    data = uncommented()
+    for section, names in ALTERNATIVES.items():
+        for name in names:
+            del shown(data, section)[name]
+    settings = config.from_dict(data)
     assert settings.ami is not None and len(settings.webhook) == 1
+
+
+def test_every_section_is_in_the_file():
+    assert {name for name in SECTIONS if "." not in name} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize(("section", "name"), SETTINGS)
 def test_every_setting_is_in_the_file_with_its_default(section, name):
-    shown = uncommented()[section]
-    table = shown[0] if isinstance(shown, list) else shown
+    table = shown(uncommented(), section)
     assert name in table, f"{section}.{name} is missing in deployment/bridge.toml"
-    field = dict(sections(Settings))[section].model_fields[name]
+    field = SECTIONS[section].model_fields[name]
     default = field.get_default(call_default_factory=True)
     if field.is_required() or default is None:
         assert re.search(rf"[Ee]xamples?[:;][^=]*(\n#\w+ = .*)*\n#{name} = ", TOML)
@@ -94,15 +118,15 @@ def test_every_setting_is_in_the_file_with_its_default(section, name):
 
 
 def test_the_file_has_nothing_else():
-    for section, shown in uncommented().items():
-        names = dict(sections(Settings))[section].model_fields
-        assert set(shown[0] if isinstance(shown, list) else shown) == set(names)
+    assert set(uncommented()) == set(Settings.model_fields)
+    for section, model in SECTIONS.items():
+        assert set(shown(uncommented(), section)) == set(model.model_fields)
 
 
 def test_no_comment_is_taken_for_a_setting():
     """Settings are "#name = value", prose "# text": so taking every "#" away is safe."""
     for line in TOML.splitlines():
-        assert re.match(r"$|# \S|#$|#?\[\[?\w+\]\]?$|#?\w+ = \S", line), line
+        assert re.match(r"$|# \S|#$|#?\[\[?[\w.]+\]\]?$|#?\w+ = \S", line), line
 
 
 # -- systemd ------------------------------------------------------------------------------------

@@ -349,11 +349,12 @@ def test_a_state_that_moves_unexpectedly_is_a_failure_and_no_leak(plain: Path, l
 # -- what a step gives ----------------------------------------------------------------------------
 
 
-def test_energy_is_the_mean_square_of_the_block(plain: Path, load: Load) -> None:
+def test_energy_is_the_variance_of_the_block(plain: Path, load: Load) -> None:
     board = Board(load(plain, 2))
-    board.on = [Call(np.full(FRAME, 0.5, np.float32)), Call(np.zeros(FRAME, np.float32))]
+    square = np.tile(np.array([0.5, -0.5], np.float32), FRAME // 2)
+    board.on = [Call(square + 0.25), Call(np.full(FRAME, 0.5, np.float32))]
     board.step(0, 1)
-    assert board.arrays.energy == pytest.approx([0.25, 0.0])
+    assert board.arrays.energy == pytest.approx([0.25, 0.0], abs=1e-6)
 
 
 @pytest.mark.parametrize("where", ["text_linear", "emb.0"])

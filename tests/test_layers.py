@@ -15,6 +15,7 @@ PURE = "bridge.types bridge.errors bridge.interfaces"
 TURNS = "bridge.turns"
 CALLS = f"{PURE} bridge.audio.* {TURNS} bridge.leg bridge.call"
 IO = f"{PURE} bridge.config bridge"  # bridge itself: only its version
+AUTH = f"{PURE} bridge.addresses bridge.config bridge.config_auth"
 
 # Module → what of ours it may import besides its own package's insides; the first match counts.
 # Read downwards: whatever stands lower knows more.
@@ -26,6 +27,7 @@ OURS: dict[str, str] = {
     "bridge.audio.*": PURE,
     "bridge.turns": PURE,
     "bridge.accuracy": "",
+    "bridge.addresses": "",
     "bridge.contract": PURE,
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
@@ -44,25 +46,44 @@ OURS: dict[str, str] = {
     "bridge.config_fields": "",
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_limits": "bridge.config_fields",
+    "bridge.config_auth": "bridge.config_fields",
+    "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.farewell": "bridge.types",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
     "bridge.listeners": f"{IO} bridge.errors",
+    "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
     "bridge.transport.*": f"{IO} bridge.transport.*",
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
-    "bridge.http.*": f"{IO} bridge.metrics bridge.media bridge.ingress.rtp_types",
+    "bridge.auth_types": "bridge.errors",
+    "bridge.auth_credentials": "bridge.auth_types bridge.errors",
+    "bridge.auth_limits": "bridge.auth_types",
+    "bridge.auth_twilio": "bridge.auth_types",
+    "bridge.auth_ring": "bridge.auth_types",
+    "bridge.auth_jwt": f"{AUTH} bridge.auth_types bridge.auth_ring",
+    "bridge.auth_origin": f"{AUTH} bridge.auth_types",
+    "bridge.auth": f"{AUTH} bridge.auth_[!k]*",
+    "bridge.auth_keys": f"{AUTH} bridge.auth bridge.auth_types bridge.auth_ring",
+    "bridge.tls": IO,
+    "bridge.key_command": AUTH,
+    "bridge.http.*": f"{IO} bridge.addresses bridge.contract bridge.metrics bridge.media "
+    "bridge.ingress.rtp_types",
     "bridge.caller": f"{IO} bridge.script",
     "bridge.rtp_script": f"{PURE} bridge.audio.* bridge.ingress.* bridge.script",
     "bridge.rtp_caller": f"{IO} bridge.caller bridge.rtp_script",
     "bridge.capture_file": "bridge.errors",
     "bridge.capture": "bridge.errors bridge.audio.* bridge.ingress.* bridge.capture_file",
     "bridge.announcing": IO,
+    "bridge.socket_client": "bridge.errors",
+    "bridge.latency": "bridge.errors bridge.types bridge.audio.* bridge.recording "
+    "bridge.socket_client",
+    "bridge.mic": "bridge.errors bridge.logs bridge.socket_client",
     "bridge.rtp_call": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.ingress.* "
     "bridge.recording bridge.rtp_caller bridge.rtp_script",
     "bridge.client_rtp": f"{IO} bridge.announcing bridge.caller bridge.capture bridge.rtp_call "
@@ -70,8 +91,9 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "ami_user", "audiosocket_user", "rtp_user", "taps", "worker",
-        "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "desk", "server", "ami_user", "audiosocket_user", "rtp_user", "socket_user",
+        "socket_kinds", "taps", "worker", "supervisor", "cli", "__main__", "demo", "demo_*",
+        "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
 
@@ -88,6 +110,8 @@ PURE_MODULES = """
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
     bridge.rtp_script bridge.capture bridge.capture_file
+    bridge.addresses bridge.auth bridge.auth_types bridge.auth_credentials bridge.auth_limits
+    bridge.auth_twilio bridge.auth_ring bridge.auth_jwt bridge.auth_origin
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -104,8 +128,14 @@ OWNERS = {
     "prometheus_client": "bridge.metrics",
     "pocketsphinx": "bridge.engine.pocketsphinx_worker",
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
-    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
+    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.auth_keys "
+    "bridge.doctor*",
+    "jwt": "bridge.auth_jwt",
+    "cryptography": "bridge.auth_jwt bridge.tls",  # keys; certificates
     "uvloop": "bridge.worker",
+    "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
+    "sounddevice": "bridge.mic",
+    "orjson": "bridge.ingress.media_socket",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",
@@ -115,7 +145,7 @@ OWNERS = {
     "py3langid": "bridge.engine.language",
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
-    "matplotlib": "bridge.bench.*",
+    "matplotlib": "bridge.bench.* bridge.latency",
 }
 
 

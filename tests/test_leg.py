@@ -368,3 +368,38 @@ def test_a_leg_without_audio(act: Callable[[Leg], None]) -> None:
     act(s.leg)
     assert s.told == [Pressed("1", 0.0)]
     assert s.leg.counts().seconds == 0
+
+
+def test_what_was_said_so_far_can_be_asked_for() -> None:
+    """The recogniser hears silence that is not on the leg's clock; then the turn is over."""
+    engine, told, done = FakeRecogniser(), [], []
+    leg = Leg("caller", engine, TurnRules(), tell=lambda leg, body: told.append(body), over=print)
+    leg.on_frame(Frame(np.ones(8000, np.int16), 8000, 0))
+    before = len(engine.leases[0].blocks)
+    leg.finalise(lambda: done.append(len(told)))
+    lease = engine.leases[0]
+    # one block of what was less than a block, two of silence
+    assert [bool(block.any()) for block in lease.blocks[before:]] == [True, False, False]
+    lease.heard(Heard((Word("one", 0.1, 0.3, 1.0),), at=1.0))
+    assert done == []
+    lease.heard(Heard((), at=len(lease.blocks) * 0.08))
+    assert [type(body).__name__ for body in told[-2:]] == ["Final", "EndOfTurn"]
+    assert told[-1].reason == "asked" and done == [len(told)]
+    # What comes now is heard at its own time, whatever the recogniser's clock says.
+    leg.on_frame(Frame(np.ones(8000, np.int16), 8000, 8000))
+    later = len(lease.blocks) * 0.08
+    lease.heard(Heard((Word("two", later - 0.2, later - 0.1, 1.0),), pause=1.0, at=later))
+    assert told[-1].text == "two" and told[-1].words[0].end < 2.0
+
+
+def test_asked_for_too_early_or_too_late_is_answered_at_once() -> None:
+    engine, done = FakeRecogniser(), []
+    leg = Leg("caller", engine, TurnRules(), tell=lambda leg, body: None, over=lambda leg: None)
+    leg.finalise(lambda: done.append("early"))
+    leg.on_frame(Frame(np.ones(800, np.int16), 8000, 0))
+    leg.finalise(lambda: done.append("waiting"))
+    leg.finish("hangup")
+    leg.finalise(lambda: done.append("late"))
+    assert done == ["early", "late"]
+    engine.leases[0].done()
+    assert done == ["early", "late", "waiting"]

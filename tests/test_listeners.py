@@ -204,7 +204,7 @@ async def test_sockets_of_other_names_are_an_error(
     shown = ", ".join(map(repr, names.split(":")))
     assert json.loads(out)[0] == (
         f"systemd passes sockets named {shown}; give each .socket unit one of these: "
-        "FileDescriptorName=audiosocket, FileDescriptorName=http"
+        "FileDescriptorName=audiosocket, FileDescriptorName=http, FileDescriptorName=websocket"
     )
 
 

@@ -46,7 +46,7 @@ def texts(name: str, channel: int) -> list[bool]:
 
 def energies(samples: Samples) -> list[float]:
     resampler = make_resampler(8000, 24000, 1920)
-    return [float(np.mean(b * b)) for b in (*resampler.feed(samples), *resampler.flush())]
+    return [float(np.var(b)) for b in (*resampler.feed(samples), *resampler.flush())]
 
 
 def utterances(clean: Samples) -> list[tuple[float, float]]:
@@ -83,6 +83,8 @@ DAMAGE: dict[str, Callable[[Wave], Wave]] = {
     "noise at -40": noise(-40),
     "offset at -60": lambda wave: wave + 0.001,
     "offset at -40": lambda wave: wave - 0.01,
+    "offset at -30": lambda wave: wave + 0.0316,
+    "offset at -12": lambda wave: wave * 0.7 - 0.25,
     "clipping": lambda wave: wave * 10,
     "quiet": lambda wave: wave / 10,
     "quiet, noise": lambda wave: noise(-60)(wave / 10),

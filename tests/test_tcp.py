@@ -22,7 +22,7 @@ from bridge.transport.tcp import Limits, TcpPort
 from bridge.types import Audio, Closed, Digit, IngressEvent, Opened
 from tests.waiting import until
 
-HELLO = b"\x01\x00\x10" + uuid.uuid4().bytes
+HELLO = b"\x01\x00\x10" + uuid.UUID(int=0x5EED0000000040008000000000000001).bytes
 FRAME = b"\x10\x01\x40" + b"\x11\x01" * 160
 GOODBYE = b"\x00\x00\x00"
 

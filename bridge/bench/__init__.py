@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benches and their options."""
     benches = parser.add_subparsers(title="benches", required=True, metavar="BENCH", dest="bench")
     media = benches.add_parser("media", help="legs a core, with an engine of no cost")
-    media.add_argument("--ingress", choices=["audiosocket", "rtp"], default="audiosocket")
+    media.add_argument("--ingress", choices=["audiosocket", "rtp", "twilio"], default="audiosocket")
     media.add_argument("--legs", type=int, nargs="*", help="rungs of the ladder (default: climb)")
     media.add_argument("--seconds", type=float, default=8.0, help="measured per rung")
     media.add_argument(

@@ -64,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         from bridge.bench import rtp
 
         rung, note = functools.partial(rtp.measure, loop=args.loop), "RTP"
+    elif args.ingress == "twilio":
+        from bridge.bench import twilio
+
+        rung, note = functools.partial(twilio.measure, loop=args.loop), "Twilio's WebSockets"
     for kind in [args.only] if args.only else ["naive", "ours"]:
         most[kind] = climb(kind, args, rung, note)
     if len(most) == 2 and all(most.values()):
@@ -103,7 +107,16 @@ def climb(kind: str, args: argparse.Namespace, measure: Callable[..., Rung], not
     return best
 
 
-def measure(legs: int, seconds: float, kind: str, *, keepalive: str, loop: str) -> Rung:
+def measure(
+    legs: int,
+    seconds: float,
+    kind: str,
+    *,
+    keepalive: str,
+    loop: str,
+    module: str = "bridge.bench.subject",
+    generate: Callable[..., Generator] | None = None,
+) -> Rung:
     """One rung."""
     allow_files(legs + 100)
     blocks = int((WARM_UP + seconds + 2) * 12.5) + 50
@@ -114,7 +127,7 @@ def measure(legs: int, seconds: float, kind: str, *, keepalive: str, loop: str) 
     sock = listen(Address("127.0.0.1", 0), "bench")
     cores = sorted(os.sched_getaffinity(0))
     subject = subprocess.Popen(
-        [sys.executable, "-m", "bridge.bench.subject", str(sock.fileno()), shared.name,
+        [sys.executable, "-m", module, str(sock.fileno()), shared.name,
          str(legs), str(blocks), kind, keepalive, loop],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[sock.fileno()],
     )  # fmt: skip
@@ -122,7 +135,7 @@ def measure(legs: int, seconds: float, kind: str, *, keepalive: str, loop: str) 
         os.sched_setaffinity(subject.pid, cores[:1])
         os.sched_setaffinity(0, cores[1:] or cores)
         before = answer(subject)["rss"]
-        generator = Generator(legs, sock.getsockname(), sent)
+        generator = (generate or Generator)(legs, sock.getsockname(), sent)
         generator.run(WARM_UP)
         ask(subject, "zero")
         first = generator.frames // 4
@@ -168,10 +181,19 @@ class Generator:
         for i in range(legs):
             sock = socket.create_connection(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setblocking(False)
             self._socks.append(sock)
-            samples = np.full(160, i % 32000 + 1, "<i2").tobytes()
-            self._messages.append(b"\x10\x01\x40" + samples)
+            self._greet(i, sock)
+            sock.setblocking(False)
+
+    def _greet(self, i: int, sock: socket.socket) -> None:
+        """What a leg has to say before its first frame is due."""
+        samples = np.full(160, i % 32000 + 1, "<i2").tobytes()
+        self._messages.append(b"\x10\x01\x40" + samples)
+
+    def _send_frame(self, i: int, frame: int) -> None:
+        if frame == 0:  # not before: from its UUID on a leg's clock runs
+            self._socks[i].send(b"\x01\x00\x10" + uuid.UUID(int=i + (4 << 76)).bytes)
+        self._socks[i].send(self._messages[i])
 
     def run(self, seconds: float) -> list[float]:
         """Whole frames for about so long; how late each millisecond was."""
@@ -189,7 +211,7 @@ class Generator:
         return late
 
     def _send(self, bucket: int) -> None:
-        socks, messages, sent = self._socks, self._messages, self._sent
+        socks, sent = self._socks, self._sent
         drain = self.frames % 10 == bucket % 10
         for i in range(bucket, len(socks), BUCKETS):
             # Calls begin at any time: a quarter of them ends a block in each frame.
@@ -199,9 +221,7 @@ class Generator:
             if frame % 4 == 3:
                 sent[i, frame // 4] = time.monotonic()
             try:
-                if frame == 0:  # not before: from its UUID on a leg's clock runs
-                    socks[i].send(b"\x01\x00\x10" + uuid.UUID(int=i + (4 << 76)).bytes)
-                socks[i].send(messages[i])
+                self._send_frame(i, frame)
                 if drain:
                     socks[i].recv(65536)
             except BlockingIOError:

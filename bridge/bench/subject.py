@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -73,6 +73,7 @@ class NullRecogniser:
     rate = 24000
     block = 1920
     upsampling: Upsampling = "filter"
+    settle = 0.0
     slots = 1_000_000
     used = 0
     ready = True
@@ -191,11 +192,16 @@ def rss() -> int:
         return int(f.read().split()[1]) * resource.getpagesize()
 
 
-async def _main(fd: int, name: str, legs: int, blocks: int, kind: str, keepalive: str) -> None:
+Serve = Callable[[socket.socket, Stamps, str], Awaitable[None]]
+
+
+async def _main(
+    serve: Mapping[str, Serve], fd: int, name: str, legs: int, blocks: int, kind: str, how: str
+) -> None:
     array: npt.NDArray[np.float64] = np.memmap(name, np.float64, "r+", shape=(legs, blocks))
     meter = Meter()
     sock = socket.socket(fileno=fd)
-    await (serve_naive if kind == "naive" else serve_ours)(sock, Stamps(array), keepalive)
+    await serve[kind](sock, Stamps(array), how)
     meter.start()
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader()
@@ -207,9 +213,14 @@ async def _main(fd: int, name: str, legs: int, blocks: int, kind: str, keepalive
         print(json.dumps(meter.read()), flush=True)
 
 
-if __name__ == "__main__":
-    fd_, name_, legs_, blocks_, kind_, keepalive_, loop_ = sys.argv[1:]
+def main(serve: Mapping[str, Serve], arguments: Sequence[str]) -> None:
+    """Be measured: descriptor, shared memory, legs, blocks, kind, keepalive, loop."""
+    fd, name, legs, blocks, kind, how, loop = arguments
     tcp.FLOOD = 1_000_000
-    factory = loop_factory() if loop_ == "uvloop" else None
+    factory = loop_factory() if loop == "uvloop" else None
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_main(int(fd_), name_, int(legs_), int(blocks_), kind_, keepalive_))
+        runner.run(_main(serve, int(fd), name, int(legs), int(blocks), kind, how))
+
+
+if __name__ == "__main__":
+    main({"ours": serve_ours, "naive": serve_naive}, sys.argv[1:])

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a minute
 RETRY = 5.0  # s
+SPELLING = 3  # blocks beyond the delay in which a last word is completed
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Batcher:
         self.rate = rate
         self.block = block
         self.slots = 0  # until the model has said how many
+        self.settle = 0.0
         self.counters: Counter[str] = Counter()
         self.on_step = on_step
         self.language = language
@@ -114,6 +116,7 @@ class Batcher:
             raise EngineUnavailable(f"the engine {self.name!r} cannot be loaded: {e}") from e
         self.slots = model.slots
         block_seconds = self.block / self.rate
+        self.settle = model.delay + SPELLING * block_seconds
         self._table = Slots(
             model.slots,
             block_seconds=block_seconds,

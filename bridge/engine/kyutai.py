@@ -207,7 +207,9 @@ class KyutaiRows:
 
 
 def _norm(pcm: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(pcm, dim=1, keepdim=True)
+    """About each block's mean: an offset (DC) is no sound, and would hide the pauses in it."""
+    sound = pcm - pcm.mean(dim=1, keepdim=True)
+    norm: torch.Tensor = torch.linalg.vector_norm(sound, dim=1, keepdim=True)
     return norm
 
 

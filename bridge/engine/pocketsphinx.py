@@ -56,6 +56,7 @@ class Pocketsphinx:
     rate = worker.RATE
     block = worker.BLOCK
     upsampling: Upsampling = "repeat"
+    settle = 0.48  # its endpointer wants 0.3 s of silence
 
     def __init__(
         self,

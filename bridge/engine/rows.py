@@ -50,7 +50,7 @@ class RowArrays:
     nothing. Out, meaningless in rows that were not active: `tokens` int32[slots]; `probability`
     float32[slots] of that token, NaN when the model is broken; `pauses` float32[slots, heads], the
     probability that the speaker has nothing more to say in the head's horizon; `energy`
-    float32[slots], mean square of the block.
+    float32[slots], variance of the block's samples.
     """
 
     pcm: npt.NDArray[np.float32]

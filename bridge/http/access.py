@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import hmac
-import ipaddress
 import re
 from collections.abc import Callable, Collection
 
 from aiohttp import web
 
+from bridge.addresses import FORWARDING, is_loopback
 from bridge.errors import ConfigError
 
+__all__ = ["Access", "Check", "Refusal", "is_loopback"]
+
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
-_FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
 
 class Refusal(Exception):
@@ -23,16 +24,6 @@ class Refusal(Exception):
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
-def is_loopback(address: str | None) -> bool:
-    """True for 127/8, ::1 and ::ffff:127/104 (a dual-stack socket's spelling of the former)."""
-    try:
-        ip = ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_loopback
 
 
 class Access:
@@ -80,8 +71,7 @@ class Access:
         """What was said: with the token where there is one, else from this machine only."""
         if self._token is not None:
             self._check_token(request, self._token)
-        elif not is_loopback(request.remote) or any(h in request.headers for h in _FORWARDING):
-            # A proxy on this machine makes the whole world a loopback peer; it says so in these.
+        elif not is_loopback(request.remote) or any(h in request.headers for h in FORWARDING):
             raise Refusal(
                 403,
                 "calls are shown to this machine only, unless http.token (or BRIDGE_HTTP__TOKEN) "

@@ -1,7 +1,7 @@
 """What people and tools ask us over HTTP: health, metrics, calls; announcing and hanging up.
 
-Every answer is JSON, a call's text and the metrics are plain text; nothing is ever HTML, so text
-of a call cannot become markup. Errors are ``{"error": sentence}``.
+Answers are JSON, a call's text and the metrics are plain text. The one page (bridge/http/page.py)
+holds no text of a call, so none can become markup. Errors are ``{"error": sentence}``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from bridge.http.announce import (
 )
 from bridge.http.health import HEALTH
 from bridge.http.listener import Connection, HttpServer
+from bridge.http.live import HUB, Hub, events
+from bridge.http.page import root
 from bridge.http.service import LIMITS, SERVICE, Handler, Health, Limits, Service
+from bridge.http.vtt import vtt
 
 __all__ = ["Health", "HttpServer", "Limits", "Service", "make_app"]
 
@@ -44,6 +47,7 @@ SENTENCES = {
     404: "there is nothing at this address; GET /calls lists the calls, GET /health the health",
     405: "this address does not take this method; the Allow header says which it takes",
 }
+MAX_QUERY = 200  # characters
 RETRY_AFTER = "5"  # seconds; a slot is free again when a call ends
 
 
@@ -53,17 +57,21 @@ def make_app(
     token: str | None,
     hosts: Collection[str] = (),
     limits: Limits | None = None,
+    hub: Hub | None = None,
 ) -> web.Application:
-    """The application. `hosts` are further Host names that a loopback listener answers to.
+    """The application. `hub` is told events for `GET /events`.
 
+    `hosts` are further Host names that a loopback listener answers to.
     Raises `ConfigError` for an empty token.
     """
     access = Access(token, hosts)
     app = web.Application(middlewares=[_errors, _host_check(access)], client_max_size=MAX_BODY)
     app[SERVICE] = service
     app[LIMITS] = limits or Limits()
+    app[HUB] = hub or Hub()
     # Returning None is fine with every aiohttp; the types of some say otherwise.
     app.on_response_prepare.append(_prepare)  # type: ignore[arg-type, unused-ignore]
+    app.router.add_get("/", root)
     for path, handler in HEALTH.items():
         app.router.add_get(path, handler)
     for path, handler in READING.items():
@@ -118,7 +126,10 @@ def _checked(check: Check, handler: Handler) -> Handler:
 
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
+    policy = response.headers.get("Content-Security-Policy")
     response.headers.update(HEADERS)
+    if policy is not None:  # the page's own
+        response.headers["Content-Security-Policy"] = policy
     request.app[SERVICE].metrics.http_response(response.status)
     if isinstance(request.protocol, Connection):
         request.protocol.answering()
@@ -134,7 +145,12 @@ def _error(
 
 
 async def calls(request: web.Request) -> web.StreamResponse:
-    return web.json_response({"calls": request.app[SERVICE].calls()})
+    """Those that are up; with ``ended`` those that ended too; with ``q`` those that said that."""
+    service, query = request.app[SERVICE], request.query
+    if "ended" not in query and "q" not in query:
+        return web.json_response({"calls": service.calls()})
+    found = service.search(query.get("q", "")[:MAX_QUERY], ended="ended" in query)
+    return web.json_response({"calls": found})
 
 
 async def call(request: web.Request) -> web.StreamResponse:
@@ -149,6 +165,15 @@ async def text(request: web.Request) -> web.StreamResponse:
     if found is None:
         raise _unknown()
     return web.Response(text=found)
+
+
+async def subtitles(request: web.Request) -> web.StreamResponse:
+    found = request.app[SERVICE].call(request.match_info["id"])
+    if found is None:
+        raise _unknown()
+    finals = found["finals"]
+    assert isinstance(finals, list)
+    return web.Response(text=vtt(finals), content_type="text/vtt")
 
 
 def _unknown() -> Refusal:
@@ -225,4 +250,6 @@ READING: Mapping[str, Handler] = {
     "/calls/{id}": call,
     "/calls/{id}/text": text,
     **control.READING,
+    "/calls/{id}/vtt": subtitles,
+    "/events": events,
 }

@@ -79,7 +79,6 @@ async def metrics(request: web.Request) -> web.StreamResponse:
 
 
 HEALTH: Mapping[str, Handler] = {
-    "/": info,
     "/info": info,
     "/healthz": live,
     "/readyz": ready,

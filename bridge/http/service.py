@@ -49,6 +49,9 @@ class Service(Protocol):
     def calls(self) -> list[dict[str, object]]:
         """Running calls and those that ended last, without their words."""
 
+    def search(self, text: str, *, ended: bool) -> list[dict[str, object]]:
+        """Calls that are up, and `ended` ones, the latest first, in which `text` was said."""
+
     def call(self, id: str) -> dict[str, object] | None:
         """One call with its conversation, or None."""
 

@@ -83,6 +83,8 @@ class AudioSocket:
     `next_at` is the deadline as a plain attribute, because it is read for every leg every 20 ms.
     """
 
+    keeps = False  # silence that is late helps nobody
+
     __slots__ = (
         "_buffer", "_clock", "_debt", "_filled_at", "_out", "_rate", "_said", "_silence_at",
         "_jury", "_mulaw", "_state", "_strange", "frames", "message_size", "next_at", "origin",
@@ -325,6 +327,10 @@ class AudioSocket:
         """End the call from our side. What still comes in is read and ignored."""
         self._state = "closed"
         self._out.append(HANGUP_MESSAGE)
+
+    def parting(self, data: bytes) -> bool:
+        """Asterisk closes, after it has read our hang-up."""
+        return False
 
     def data_to_send(self) -> Sequence[bytes]:
         """Messages to write, each in one write."""

@@ -7,10 +7,9 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from bridge.errors import ProtocolError
-from bridge.types import IngressEvent
 
 log = logging.getLogger(__name__)
 
@@ -20,71 +19,87 @@ QUIET = 0.085  # s without being woken after which a socket is read all the same
 LINGER = 5.0  # s for a peer to close after our hang-up
 
 
-class StreamIngress(Protocol):
+E = TypeVar("E")  # the events of a listener's protocol
+Said = TypeVar("Said", covariant=True)
+
+
+class StreamIngress(Protocol[Said]):
     """An `Ingress` on a byte stream."""
 
-    next_at: float  # the deadline
+    keeps: bool
+    """What the peer does not read in time is kept, within a bound of the ingress's own; or lost."""
+
+    @property
+    def next_at(self) -> float:
+        """The deadline."""
 
     @property
     def low_water(self) -> int:
         """Bytes worth a wake-up; 1: any."""
 
-    def receive(self, data: bytes, now: float) -> Sequence[IngressEvent]:
+    def receive(self, data: bytes, now: float) -> Sequence[Said]:
         """See `bridge.interfaces.Ingress`."""
 
-    def expire(self, now: float) -> Sequence[IngressEvent]:
+    def expire(self, now: float) -> Sequence[Said]:
         """See `bridge.interfaces.Ingress`."""
 
     def data_to_send(self) -> Sequence[bytes]:
         """See `bridge.interfaces.Ingress`."""
 
-    def eof(self, reason: str) -> Sequence[IngressEvent]:
+    def eof(self, reason: str) -> Sequence[Said]:
         """The stream is over."""
 
     def hang_up(self) -> None:
         """Say goodbye."""
 
+    def parting(self, data: bytes) -> bool:
+        """What came after our goodbye. True: close now, the peer waits for us to."""
 
-class User(Protocol):
+
+class User(Protocol[E]):
     """Who a listener's connections are for."""
 
-    def ingress(self, now: float) -> StreamIngress:
+    def ingress(self, now: float) -> StreamIngress[E]:
         """The protocol of a new connection."""
 
-    def event(self, connection: Connection, event: IngressEvent, now: float) -> None:
+    def event(self, connection: Connection[E], event: E, now: float) -> None:
         """Something was said on a connection."""
 
     def turn_over(self) -> None:
         """All events of this turn of the loop have been told."""
 
 
-class Port(Protocol):
+class Port(Protocol[E]):
     """What a connection needs of its listener."""
 
-    user: User
+    user: User[E]
     counters: Counter[str]
 
     def now(self) -> float:
         """The clock that ingresses are given."""
 
-    def drop(self, connection: Connection) -> None:
+    def drop(self, connection: Connection[E]) -> None:
         """Close the socket and forget it."""
 
+    def watch(self, connection: Connection[E], on: bool) -> None:
+        """Read it when it is ready, or not."""
 
-class Connection:
+
+class Connection(Generic[E]):
     """One accepted socket. `context` is the user's own."""
 
     __slots__ = (
-        "_low_water", "_port", "_read_at", "_unsent", "close_by", "context", "dropped",
-        "due", "fd", "host", "ingress", "label", "sock", "spoke",
+        "_held", "_low_water", "_parted", "_port", "_read_at", "_unsent", "close_by", "context",
+        "dropped", "due", "fd", "host", "ingress", "label", "sock", "spoke",
     )  # fmt: skip
 
     def __init__(
-        self, port: Port, sock: socket.socket, host: str, ingress: StreamIngress, now: float
+        self, port: Port[E], sock: socket.socket, host: str, ingress: StreamIngress[E], now: float
     ) -> None:
         self.sock = sock
         self.host = host
-        self.ingress: StreamIngress | None = ingress  # None: said goodbye, waiting for EOF
+        self.ingress: StreamIngress[E] | None = ingress  # None: said goodbye, waiting for EOF
+        self._parted = ingress
         self.context: object = None
         self.label = host  # for the log
         self.close_by = float("inf")
@@ -95,6 +110,7 @@ class Connection:
         self._low_water = 1
         self._read_at = now
         self._unsent = b""
+        self._held = 0.0  # until when nothing is read; 0: it is
         self.due = now + QUIET  # nothing happens before
 
     # -- in ------------------------------------------------------------------------------------
@@ -116,7 +132,8 @@ class Connection:
         self._read_at = now
         ingress = self.ingress
         if ingress is None:
-            return  # read and forgotten
+            self._part(data)
+            return
         try:
             events = ingress.receive(data, now)
         except ProtocolError as e:
@@ -136,7 +153,20 @@ class Connection:
                 self.due = ingress.next_at
                 self.flush()
 
-    def _tell(self, events: Sequence[IngressEvent], now: float) -> None:
+    def hold(self, until: float) -> None:
+        """Read nothing until then, or until `release`: TCP makes the peer wait."""
+        if self.ingress is not None and not self._held:
+            self._held = until
+            self._port.watch(self, False)
+            self.due = min(self.due, until)
+
+    def release(self) -> None:
+        """Read again."""
+        if self._held:
+            self._held = 0.0
+            self._port.watch(self, True)
+
+    def _tell(self, events: Sequence[E], now: float) -> None:
         for event in events:
             self._port.user.event(self, event, now)
 
@@ -162,45 +192,68 @@ class Connection:
                 self._port.drop(self)
             elif self._unsent:
                 self.flush()
+                self._part(b"")
             return
         if now + TICK / 2 >= ingress.next_at:  # or every second tick would just miss it
             events = ingress.expire(now)
             self.flush()
             if events:
                 self._tell(events, now)
+        elif self._unsent:
+            self.flush()
+        if self._held and now >= self._held:
+            self.release()
         # What is below the low-water mark wakes nobody: a digit, the last frames of a pause.
-        if now - self._read_at > QUIET and self._low_water > 1 and self.ingress is not None:
+        quiet = now - self._read_at > QUIET and self._low_water > 1
+        if quiet and self.ingress is not None and not self._held:
             self.readable(now)
         self.due = min(ingress.next_at - TICK / 2, max(now, self._read_at + QUIET))
+        if self._unsent:
+            self.due = 0.0
 
     # -- out -----------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Send what the ingress wants sent, each message in one write."""
-        messages = self.ingress.data_to_send() if self.ingress is not None else ()
+        ingress = self.ingress
         try:
             if self._unsent:
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
-            for message in messages:
-                if self._unsent:
+                self._unsent = self._unsent[self._send(self._unsent) :]
+            if ingress is None or (self._unsent and ingress.keeps):
+                return
+            for message in ingress.data_to_send():
+                sent = 0 if self._unsent else self._send(message)
+                if not sent and not ingress.keeps:
                     self.dropped += 1  # the peer does not read; what is old helps nobody
-                    continue
-                sent = self.sock.send(message)
-                if sent < len(message):
-                    self._unsent = message[sent:]
-        except BlockingIOError:
-            self.dropped += 1
+                elif sent < len(message):
+                    self._unsent += message[sent:]
         except OSError:
             pass  # the reader sees it too, after what is still to be read
+        finally:
+            if self._unsent:
+                self.due = 0.0  # every tick
+
+    def _send(self, data: bytes) -> int:
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
 
     def hang_up(self) -> None:
         """Say goodbye, read to EOF, close. Idempotent; no more events."""
         ingress, self.ingress = self.ingress, None
         if ingress is None:
             return
+        self.release()
         ingress.hang_up()
         self.close_by = self._port.now() + LINGER
         self.due = 0.0  # every tick, from now on
         self._set_low_water(1)
         self._unsent += b"".join(ingress.data_to_send())
         self.flush()
+        self._part(b"")
+
+    def _part(self, data: bytes) -> None:
+        """After our goodbye: what comes is read and forgotten, until the peer closes, or we may."""
+        if self._parted.parting(data) and not self._unsent:
+            self._port.drop(self)

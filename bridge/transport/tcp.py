@@ -28,8 +28,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic
 
-from bridge.transport.connection import TICK, Connection, User
+from bridge.transport.connection import TICK, Connection, E, User
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Limits:
     peer_timeout: float = 5.0  # s that a peer may acknowledge nothing
 
 
-class TcpPort:
+class TcpPort(Generic[E]):
     """One listener and its connections.
 
     The socket is handed in listening, and is left open by `close`: it may belong to a parent or
@@ -60,7 +61,7 @@ class TcpPort:
     def __init__(
         self,
         sock: socket.socket,
-        user: User,
+        user: User[E],
         limits: Limits,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -75,8 +76,8 @@ class TcpPort:
         self._clock = clock
         self._lateness = lateness
         self._epoll = select.epoll()
-        self._connections: dict[int, Connection] = {}
-        self._spokes: list[set[Connection]] = [set() for _ in range(SPOKES)]
+        self._connections: dict[int, Connection[E]] = {}
+        self._spokes: list[set[Connection[E]]] = [set() for _ in range(SPOKES)]
         self._hosts: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
@@ -168,7 +169,7 @@ class TcpPort:
             self.counters["internal_errors"] += 1
             log.exception("internal error at the end of a turn")
 
-    def _guard(self, serve: Callable[[float], None], connection: Connection, now: float) -> None:
+    def _guard(self, serve: Callable[[float], None], connection: Connection[E], now: float) -> None:
         try:
             serve(now)
         except Exception:  # costs this connection, not the loop
@@ -234,7 +235,12 @@ class TcpPort:
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self._networks)
 
-    def drop(self, connection: Connection) -> None:
+    def watch(self, connection: Connection[E], on: bool) -> None:
+        """Read it when it is ready, or not; a reset is noticed all the same."""
+        if self._connections.get(connection.fd) is connection:
+            self._epoll.modify(connection.fd, select.EPOLLIN if on else 0)
+
+    def drop(self, connection: Connection[E]) -> None:
         """Close the socket and forget it."""
         if self._connections.pop(connection.fd, None) is None:
             return

@@ -19,6 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.asterisk)
+            item.add_marker(pytest.mark.xdist_group("asterisk"))  # one Asterisk for all
 
 
 @pytest.fixture(scope="session")

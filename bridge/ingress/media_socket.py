@@ -1,0 +1,316 @@
+"""What a protocol on a media WebSocket is: messages and the time in, events out. Pure.
+
+Theory of operation. A `MediaSocket` speaks one peer's protocol on one WebSocket that is open
+already (bridge/transport/websocket.py does frames, pings and closing; bridge/socket_user.py who may
+open one, and the lines of the switchboard). It is given whole messages and returns what they mean:
+legs that begin and end, their audio and digits. What is heard of its legs comes back by `told`,
+`heard` and `finalised`; what it wants to send is collected by `messages`. It ends the connection by
+setting `goodbye`. It keeps no audio and counts on nothing but its peer's messages.
+
+Whoever adds a protocol writes one file here, and one line in `bridge.socket_user.PROTOCOLS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import orjson
+
+from bridge.errors import ProtocolError
+from bridge.types import CallEvent, CallInfo, Closed, Frame, Heard, LegName, Warned
+
+NEVER = float("inf")
+MAX_UNREAD = 1 << 20  # bytes of messages that the peer has not read
+MAX_TEXT = 200  # characters of a name or number that a peer says
+
+POLICY, INVALID, WRONG_KIND, TOO_LARGE, BUSY, NORMAL, AWAY = (
+    1008,
+    1007,
+    1003,
+    1009,
+    1013,
+    1000,
+    1001,
+)
+"""Close codes (RFC 6455 §7.4.1; 1013 by IANA: try again later)."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}")
+
+
+class SocketError(ProtocolError):
+    """The peer broke its protocol: the connection is closed with `code` and this sentence."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+# -- what a protocol says ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LegBegan:
+    """A leg begins. `call` groups legs: two that say the same are one call; empty: of its own."""
+
+    leg: LegName
+    call: str = ""
+    info: CallInfo = field(default_factory=lambda: CallInfo(id=""))
+
+
+@dataclass(slots=True)  # as `bridge.types.Audio`
+class LegAudio:
+    """Audio of one leg."""
+
+    leg: LegName
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class LegDigit:
+    """A DTMF digit of one leg."""
+
+    leg: LegName
+    digit: str
+
+
+@dataclass(frozen=True, slots=True)
+class LegAsked:
+    """The peer wants what it has said so far; `finalised` is called when all of it was told."""
+
+    leg: LegName
+
+
+@dataclass(frozen=True, slots=True)
+class LegEnded:
+    """No more audio of this leg. Its last words are still told, and then `Ended` of its call."""
+
+    leg: LegName
+    reason: str = "hangup"
+
+
+SocketEvent: TypeAlias = LegBegan | LegAudio | LegDigit | LegAsked | LegEnded | Warned | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a WebSocket was asked for, after it was allowed.
+
+    `query`: percent-decoded, the last of equal names. `headers`: names in lower case. `who`: the
+    name of the key, token or signature that let it in.
+    """
+
+    path: str = "/"
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    who: str = ""
+    offered: Sequence[str] = ()
+    """Subprotocols that the client speaks, in its order."""
+    id: str = "00000000-0000-4000-8000-000000000000"
+    """Of this connection alone: a UUID."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketRules:
+    """Settings of [websocket] that protocols need. Seconds.
+
+    `patience`: without audio, where a protocol ends a connection for that. `clock`: that of every
+    `now`, for what happens between messages. `step`: what the engine's last step took.
+    """
+
+    start_deadline: float = 5.0
+    patience: float = 10.0
+    clock: Callable[[], float] = lambda: 0.0
+    step: Callable[[], float] = lambda: 0.0
+
+
+class MediaSocket(Protocol):
+    """One peer's protocol. `next_at`: when `expire` wants to be called; `NEVER`: not at all."""
+
+    next_at: float
+    goodbye: tuple[int, str] | None
+    until_block: int
+    """Where audio comes in equal messages: how many complete a block of 80 ms. 1: wake us for each.
+    """
+
+    def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
+        """A text message, as UTF-8 that nobody has checked. Raises `SocketError`."""
+
+    def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
+        """A binary message. Raises `SocketError`."""
+
+    def expire(self, now: float) -> Sequence[SocketEvent]:
+        """Let time pass."""
+
+    def eof(self, reason: str) -> Sequence[SocketEvent]:
+        """The peer has closed, or is gone: every leg ends."""
+
+    def told(self, leg: LegName, event: CallEvent) -> None:
+        """An event of a leg, or of its call as a whole."""
+
+    def heard(self, leg: LegName, heard: Heard) -> None:
+        """One step of a leg's recogniser, in seconds of the call."""
+
+    def finalised(self, leg: LegName) -> None:
+        """All that was said before `LegAsked` has been told."""
+
+    def refused(self, leg: LegName, reason: str) -> None:
+        """The leg was not taken: `reason` is that of `bridge.types.Refused`."""
+
+    def taken(self, leg: LegName) -> None:
+        """The leg has its slot."""
+
+    def hung_up(self) -> None:
+        """Call control, or an engine that failed, ends the connection: say what is to be said."""
+
+    def messages(self) -> Sequence[str | bytes]:
+        """What to send now: text as str, binary as bytes. Empties the list."""
+
+
+class MediaBase:
+    """What protocols have in common. Implements `MediaSocket` for one that only listens.
+
+    Until the first leg has begun (`begin`), `start_deadline` runs.
+    """
+
+    next_at: float
+    until_block = 1
+
+    def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
+        self.opening = opening
+        self.rules = rules
+        self.goodbye: tuple[int, str] | None = None
+        self.legs: list[LegName] = []  # that have begun and not ended
+        self.next_at = now + rules.start_deadline
+        self._out: list[str | bytes] = []
+        self._unread = 0
+        self._started = False
+
+    # -- for protocols ---------------------------------------------------------------------------
+
+    def begin(self, leg: LegName, call: str = "", info: CallInfo | None = None) -> LegBegan:
+        """A leg begins, and whoever waited for that need not any more."""
+        self._started = True
+        self.next_at = NEVER
+        self.legs.append(leg)
+        return LegBegan(leg, call, info or CallInfo(id=""))
+
+    def end(self, leg: LegName, reason: str = "hangup") -> list[SocketEvent]:
+        """A leg that has begun ends. Idempotent."""
+        if leg not in self.legs:
+            return []
+        self.legs.remove(leg)
+        return [LegEnded(leg, reason)]
+
+    def say(self, message: str | bytes | Mapping[str, Any]) -> None:
+        """Queue a message: JSON, text or binary. A peer that does not read is told goodbye."""
+        if self.goodbye is not None:
+            return
+        data = message if isinstance(message, str | bytes) else orjson.dumps(message).decode()
+        self._unread += len(data)
+        self._out.append(data)
+        if self._unread > MAX_UNREAD:
+            self._out.clear()
+            self.leave(POLICY, "the client does not read what it is sent")
+
+    def leave(self, code: int, reason: str) -> None:
+        """End the connection after what was said so far."""
+        self.goodbye = self.goodbye or (code, reason)
+
+    # -- MediaSocket -----------------------------------------------------------------------------
+
+    def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
+        raise SocketError(WRONG_KIND, "this protocol has no text messages")
+
+    def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
+        raise SocketError(WRONG_KIND, "this protocol has no binary messages")
+
+    def expire(self, now: float) -> Sequence[SocketEvent]:
+        if not self._started and now >= self.next_at:
+            self.next_at = NEVER
+            raise SocketError(
+                POLICY, f"nothing has started within {self.rules.start_deadline:g} seconds"
+            )
+        return ()
+
+    def eof(self, reason: str) -> Sequence[SocketEvent]:
+        return [event for leg in list(self.legs) for event in self.end(leg, reason)]
+
+    def told(self, leg: LegName, event: CallEvent) -> None:
+        """Nothing: a protocol that only listens."""
+
+    def heard(self, leg: LegName, heard: Heard) -> None:
+        """Nothing."""
+
+    def finalised(self, leg: LegName) -> None:
+        """Nothing."""
+
+    def refused(self, leg: LegName, reason: str) -> None:
+        self.leave(BUSY, f"the call was not taken: {reason}")
+
+    def taken(self, leg: LegName) -> None:
+        """Nothing."""
+
+    def hung_up(self) -> None:
+        """Nothing."""
+
+    def messages(self) -> Sequence[str | bytes]:
+        if not self._out:
+            return ()
+        out, self._out = self._out, []
+        self._unread = 0
+        return out
+
+
+# -- what peers say, parsed once -----------------------------------------------------------------
+
+
+def parse(message: bytes) -> dict[str, Any]:
+    """A JSON object. Raises `SocketError`."""
+    try:
+        found = orjson.loads(message)
+    except orjson.JSONDecodeError as e:
+        raise SocketError(INVALID, f"the message is no JSON: {e}"[:120]) from None
+    if not isinstance(found, dict):
+        raise SocketError(INVALID, "the message is JSON, but no object")
+    return found
+
+
+def table(message: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object inside a message. Raises `SocketError`."""
+    found = message.get(name)
+    if not isinstance(found, dict):
+        raise SocketError(POLICY, f"{name}: expected an object")
+    return found
+
+
+def words(message: Mapping[str, Any], name: str) -> str:
+    """A string of a message, "" where there is none, printable and at most 200 characters."""
+    found = message.get(name)
+    return clean(found) if isinstance(found, str | int | float) else ""
+
+
+def clean(value: object) -> str:
+    """What a peer calls itself, fit for a log line, a label or a header: printable and short."""
+    text = str(value)[:MAX_TEXT]
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def identifier(value: object, name: str) -> str:
+    """An id that may become a call's id and part of a URL. Raises `SocketError`."""
+    if isinstance(value, str) and _ID.fullmatch(value):
+        return value
+    raise SocketError(POLICY, f"{name}: expected up to 64 letters, digits and . _ : @ -")
+
+
+def extras(values: object, known: Collection[str] = (), limit: int = 32) -> dict[str, str]:
+    """Custom parameters of a peer for `CallInfo.extra`: at most `limit`, names and values short."""
+    if not isinstance(values, dict):
+        return {}
+    found: dict[str, str] = {}
+    for name, value in list(values.items())[: limit + len(known)]:
+        if isinstance(value, str | int | float) and name not in known and len(found) < limit:
+            found[clean(name)[:64]] = clean(value)
+    return found

@@ -1,0 +1,71 @@
+"""Which protocol is spoken at which path of [websocket], and where its clients put their keys."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from bridge import auth_credentials as shown
+from bridge.auth import Credential, Knock
+from bridge.ingress.media_socket import MediaSocket, Opening, SocketRules
+
+Find: TypeAlias = Callable[[Knock], tuple[Credential, ...]]
+Make: TypeAlias = Callable[[Opening, SocketRules, float], MediaSocket]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A protocol: its name in events and metrics, what speaks it, its subprotocols."""
+
+    name: str
+    make: str  # "module:class", called with (Opening, SocketRules, now)
+    subprotocols: tuple[str, ...] = ()
+    credentials: tuple[Find, ...] = ()
+    """Where its own clients put their keys, besides the usual places."""
+    paced: bool = False
+    """Its clients may send faster than real time, a file say, and are made to wait (`BEHIND`)."""
+
+    def load(self) -> Make:
+        """The class."""
+        module, _, name = self.make.partition(":")
+        made: Make = getattr(importlib.import_module(module), name)
+        return made
+
+    def find(self, knock: Knock) -> list[Credential]:
+        """All that a request shows."""
+        return [found for find in (*self.credentials, *USUAL) for found in find(knock)]
+
+
+USUAL: tuple[Find, ...] = (
+    shown.bearer,
+    shown.token,
+    shown.basic,
+    lambda knock: shown.header(knock, "x-api-key"),
+    lambda knock: shown.query(knock, "token"),
+)
+"""Where keys are looked for, whatever the protocol."""
+
+
+PROTOCOLS: dict[str, Kind] = {
+    # path → protocol; a path that ends in / has others below it
+    "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio", credentials=(shown.twilio,)),
+    "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
+    "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
+}
+
+
+def kind_of(path: str) -> Kind | None:
+    """The protocol that is spoken at a path."""
+    found = PROTOCOLS.get(path) or PROTOCOLS.get(path.rstrip("/") or "/")
+    if found is not None:
+        return found
+    return next(
+        (
+            kind
+            for at, kind in PROTOCOLS.items()
+            if at != "/" and at[-1] == "/" and path[: len(at)] == at
+        ),
+        None,
+    )

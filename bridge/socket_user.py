@@ -1,0 +1,368 @@
+"""WebSocket connections ↔ lines of the switchboard, and who may open one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+from bridge.audio.resample import Bank
+from bridge.auth import Auth, Denied, Identity, KeysWanted, Knock
+from bridge.auth_credentials import read_knock
+from bridge.auth_keys import admit, make_keys
+from bridge.config import Address, WebSocketSettings
+from bridge.errors import Busy, ProtocolError
+from bridge.ingress import twilio
+from bridge.ingress.media_socket import (
+    LegAsked,
+    LegAudio,
+    LegBegan,
+    LegDigit,
+    LegEnded,
+    MediaSocket,
+    Opening,
+    SocketError,
+    SocketRules,
+)
+from bridge.line import Line
+from bridge.metrics import Metrics
+from bridge.socket_kinds import Kind, kind_of
+from bridge.switchboard import Switchboard
+from bridge.tls import Certificate
+from bridge.transport.connection import Connection, StreamIngress
+from bridge.transport.tls import Tls
+from bridge.transport.websocket import Knocked, WebSocket, WebSocketEvent
+from bridge.types import Announcement, CallEvent, Closed, Heard, LegName, Warned
+
+log = logging.getLogger(__name__)
+
+BEHIND, AGAIN = 3.0, 1.5  # s of audio unheard at which a client waits, and goes on
+HOLD = 5.0  # s; then it goes on whatever the engine does, and the leg's queue drops its oldest
+
+
+class SocketLeg:
+    """One leg of a session. Implements `bridge.line.Listener`."""
+
+    __slots__ = ("_listened", "_session", "behind", "line", "name", "origin", "sent")
+
+    def __init__(self, session: Session, name: LegName, now: float) -> None:
+        self._session = session
+        self.name: LegName = name
+        self.line: Line | None = None
+        self.origin = now  # when its first sample came
+        self.sent = 0.0  # s of audio
+        self._listened = 0.0  # s of it that the recogniser has heard
+        self.behind = False  # its client waits
+
+    def told(self, event: CallEvent) -> None:
+        if not self._session.over:
+            self._session.media.told(self.name, event)
+            self._session.flush()
+
+    def heard(self, heard: Heard) -> None:
+        if self._session.over:
+            return
+        if self.behind and self.sent - self._at(heard) < AGAIN:
+            self.behind = False
+            if not any(leg.behind for leg in self._session.legs.values()):
+                self._session.connection.release()
+        self._listened = self._at(heard)
+        self._session.media.heard(self.name, heard)
+        self._session.flush()
+
+    def _at(self, heard: Heard) -> float:
+        """How far the recogniser has listened, on the leg's own clock."""
+        leg = self.line.leg if self.line is not None else None
+        return heard.at - (leg.offset if leg is not None else 0.0)
+
+    def came(self, sent: float) -> bool:
+        """So many seconds of audio have come: is that too far ahead of the recogniser?"""
+        self.sent = sent
+        self.behind = sent - self._listened > BEHIND
+        return self.behind
+
+    def finalised(self) -> None:
+        """All that was said before `LegAsked` has been told."""
+        if not self._session.over:
+            self._session.media.finalised(self.name)
+            self._session.flush()
+
+
+class Session:
+    """One WebSocket that is open: its protocol, and its legs while they are up."""
+
+    __slots__ = ("_end", "connection", "identity", "kind", "legs", "media", "over")
+
+    def __init__(
+        self,
+        connection: Connection[WebSocketEvent],
+        kind: Kind,
+        identity: Identity,
+        media: MediaSocket,
+        end: Callable[[Session, str], None],
+    ) -> None:
+        self.connection = connection
+        self.kind = kind
+        self.identity = identity
+        self.media = media
+        self.legs: dict[LegName, SocketLeg] = {}
+        self.over = False
+        self._end = end
+
+    def flush(self) -> None:
+        """Send what the protocol wants to say, and hang up where it wants that."""
+        if self.over:
+            return
+        if self.media.goodbye is not None:
+            self._end(self, "bridge")
+        else:
+            self.connection.flush()
+
+
+class SocketUser:
+    """Implements `bridge.transport.connection.User`."""
+
+    def __init__(
+        self,
+        settings: WebSocketSettings,
+        switchboard: Switchboard,
+        metrics: Metrics,
+        bank: Bank,
+        clock: Callable[[], float] = time.monotonic,
+        pages: Address | None = None,
+    ) -> None:
+        self._settings = settings
+        self.auth = Auth(settings, pages=[pages] if pages is not None else [])
+        self.keys = make_keys(self.auth, settings.jwt)
+        self.certificate: Certificate | None = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self.certificate = Certificate(settings.tls_cert, settings.tls_key, time.time())
+        self._asking: set[asyncio.Task[None]] = set()
+        self._rules = SocketRules(
+            settings.start_deadline, settings.patience, clock, lambda: metrics.last_step
+        )
+        self._switchboard = switchboard
+        self._metrics = metrics
+        self.turn_over = bank.run
+
+    def ingress(self, now: float) -> StreamIngress[WebSocketEvent]:
+        """A new connection."""
+        stream = WebSocket(self._settings.max_message, now)
+        if self.certificate is None:
+            return stream
+        return Tls(self.certificate.context, stream, now)
+
+    def event(
+        self, connection: Connection[WebSocketEvent], event: WebSocketEvent, now: float
+    ) -> None:
+        """Something was said on a connection."""
+        session = connection.context
+        if isinstance(session, Session) and session.over:
+            return
+        if type(event) is LegAudio and isinstance(session, Session):  # 50 a second and leg: first
+            leg = session.legs.get(event.leg)
+            if leg is not None and leg.line is not None:
+                frame = event.frame
+                sent = (frame.start + len(frame.samples)) / frame.rate
+                began = now - sent
+                if began < leg.origin:
+                    leg.origin = began
+                lost = leg.line.audio(frame)
+                if lost:
+                    self._metrics.dropped("frames", "waiting", lost)
+                if session.kind.paced and leg.came(sent):
+                    connection.hold(now + HOLD)
+            return
+        match event:
+            case Knocked():
+                self._knocked(connection, event, now)
+            case Warned(kind, text):
+                self._metrics.warned(kind)
+                log.warning("%s: %s", connection.label, text)
+            case Closed(reason):
+                self._closed(connection, session, reason)
+            case _ if isinstance(session, Session):
+                self._of_leg(session, event, now)
+
+    # -- who may -------------------------------------------------------------------------------
+
+    def _knocked(self, connection: Connection[WebSocketEvent], knock: Knocked, now: float) -> None:
+        stream = _stream(connection)
+        try:
+            asked = read_knock(knock.raw_path, knock.headers.items(), connection.host)
+        except ProtocolError as e:
+            return self._refuse(connection, 400, str(e))
+        if not knock.upgrade:
+            return self._page(connection, stream, asked.path)
+        kind = kind_of(asked.path)
+        if kind is None:
+            sentence = "no protocol is spoken here; the README lists the paths"
+            return self._refuse(connection, 404, sentence)
+        try:
+            identity = self.auth.check(asked, kind.find(asked), time.time())
+            self._admit(connection, kind, asked, identity, now)
+        except KeysWanted:
+            task = asyncio.create_task(self._after_keys(connection, kind, asked))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        except Denied as e:
+            self._denied(connection, e)
+
+    async def _after_keys(
+        self, connection: Connection[WebSocketEvent], kind: Kind, asked: Knock
+    ) -> None:
+        """The provider's keys are fetched first; the client waits for its answer meanwhile."""
+        try:
+            identity = await admit(self.auth, self.keys, asked, kind.find(asked))
+            if connection.ingress is not None:  # it is still there
+                self._admit(connection, kind, asked, identity, self._rules.clock())
+                connection.flush()
+        except Denied as e:
+            if connection.ingress is not None:
+                self._denied(connection, e)
+
+    def _denied(self, connection: Connection[WebSocketEvent], e: Denied) -> None:
+        self._metrics.connection_refused("denied")
+        headers = {"Retry-After": str(math.ceil(e.retry_after))} if e.retry_after else {}
+        if e.status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="callscribe"'
+        self._refuse(connection, e.status, e.sentence, headers)
+
+    def _refuse(
+        self,
+        connection: Connection[WebSocketEvent],
+        status: int,
+        sentence: str,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        _stream(connection).page(status, f"{sentence}\n", headers)
+        connection.hang_up()
+
+    def _admit(
+        self,
+        connection: Connection[WebSocketEvent],
+        kind: Kind,
+        asked: Knock,
+        identity: Identity,
+        now: float,
+    ) -> None:
+        """It may: its protocol begins. Raises `Denied` if there are too many."""
+        stream = _stream(connection)
+        offered = [o.strip() for o in asked.headers.get("sec-websocket-protocol", "").split(",")]
+        opening = Opening(
+            asked.path,
+            asked.query,
+            asked.headers,
+            identity.name,
+            [o for o in offered if o],
+            str(uuid4()),
+        )
+        try:
+            media = kind.load()(opening, self._rules, now)
+        except SocketError as e:
+            return self._refuse(connection, 400, str(e))
+        self.auth.opened(identity, connection.host)
+        connection.label = f"{kind.name} {identity.name} {connection.host}"
+        session = Session(connection, kind, identity, media, self._end)
+        connection.context = session
+        subprotocol = next((o for o in offered if o in kind.subprotocols), None)
+        for event in stream.accept(media, now, subprotocol):
+            self.event(connection, event, now)
+
+    def _page(self, connection: Connection[WebSocketEvent], stream: WebSocket, path: str) -> None:
+        """Somebody who wants no WebSocket."""
+        if path == "/twilio/twiml" and self._settings.public_url:
+            url = self._settings.public_url.rstrip("/") + "/twilio"
+            stream.page(200, twilio.twiml(url), {"Content-Type": "text/xml; charset=utf-8"})
+        else:
+            stream.page(426, "this is for WebSockets\n", {"Upgrade": "websocket"})
+        connection.hang_up()
+
+    # -- legs ----------------------------------------------------------------------------------
+
+    def _of_leg(self, session: Session, event: WebSocketEvent, now: float) -> None:
+        match event:
+            case LegBegan():
+                self._began(session, event, now)
+            case LegDigit(name, digit):
+                if (leg := session.legs.get(name)) is not None and leg.line is not None:
+                    leg.line.digit(digit)
+            case LegAsked(name):
+                leg = session.legs.get(name)
+                if leg is not None and leg.line is not None:
+                    leg.line.finalise(leg.finalised)
+                else:
+                    session.media.finalised(name)
+                    session.flush()
+            case LegEnded(name, reason):
+                self._ended(session, name, reason)
+
+    def _began(self, session: Session, event: LegBegan, now: float) -> None:
+        """A line, if it may be. Announced by ourselves: who it is was settled at the door."""
+        uuid = str(uuid4())
+        leg = SocketLeg(session, event.leg, now)
+        try:
+            announcement = Announcement(uuid, event.call, event.leg, event.info)
+            self._switchboard.announce(announcement, now)
+        except Busy as e:
+            self._metrics.call_refused(e.reason)
+            session.media.refused(event.leg, e.reason)
+            return session.flush()
+        line = self._switchboard.opened(
+            uuid,
+            session.kind.name,
+            lambda: self._hung_up(session, leg),
+            lambda: leg.origin,
+            now,
+            listener=leg,
+        )
+        if line.closed:
+            session.media.refused(event.leg, line.closed)
+            return session.flush()
+        leg.line = line
+        session.legs[event.leg] = leg
+        session.media.taken(event.leg)
+        session.flush()
+
+    def _hung_up(self, session: Session, leg: SocketLeg) -> None:
+        """Call control, or the engine, has ended a leg; the switchboard closes its line.
+
+        One that is not a leg yet is refused, and `_began` says so.
+        """
+        if not session.over and leg.line is not None:
+            session.media.hung_up()
+            self._end(session, "bridge")
+
+    def _ended(self, session: Session, name: LegName, reason: str) -> None:
+        leg = session.legs.pop(name, None)
+        if leg is not None and leg.line is not None:
+            self._switchboard.closed(leg.line, reason)
+
+    # -- ends ----------------------------------------------------------------------------------
+
+    def _closed(self, connection: Connection[WebSocketEvent], session: object, reason: str) -> None:
+        if isinstance(session, Session):
+            self._end(session, reason)
+        else:
+            self._metrics.connection_refused("deadline" if reason == "timeout" else "protocol")
+            connection.hang_up()
+
+    def _end(self, session: Session, reason: str) -> None:
+        """The connection is over, whoever wanted that. Idempotent."""
+        if session.over:
+            return
+        session.over = True
+        self.auth.closed(session.identity, session.connection.host)
+        for name in list(session.legs):
+            self._ended(session, name, reason)
+        session.connection.hang_up()
+
+
+def _stream(connection: Connection[WebSocketEvent]) -> WebSocket:
+    ingress = connection.ingress
+    inner = ingress.inner if isinstance(ingress, Tls) else ingress
+    assert isinstance(inner, WebSocket)
+    return inner
