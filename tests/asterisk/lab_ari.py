@@ -21,7 +21,7 @@ from bridge.server import Server
 from bridge.types import CallEvent, Ended, Final, LegName, Refused
 
 ARI_MODULES = """
-app_stasis bridge_softmix chan_rtp func_dialplan res_ari res_ari_applications
+app_stasis bridge_softmix chan_rtp res_ari res_ari_applications
 res_ari_asterisk res_ari_bridges res_ari_channels res_ari_events res_ari_model res_http_websocket
 res_rtp_multicast res_stasis res_stasis_answer res_stasis_playback res_stasis_recording
 res_stasis_snoop res_websocket_client
