@@ -42,7 +42,7 @@ $(READY): pyproject.toml .ci/venv
 	@.ci/venv $(PYTHON)
 
 .venv/.kyutai: $(READY)
-	@.ci/venv $(PYTHON) test,fast,rtp,kyutai,bench
+	@.ci/venv $(PYTHON) kyutai,bench
 	@touch $@
 
 clean:

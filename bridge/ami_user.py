@@ -11,6 +11,7 @@ from bridge.errors import Busy
 from bridge.farewell import Farewells
 from bridge.pbx.ami import AmiLink
 from bridge.pbx.ami_pause import PauseWish
+from bridge.pbx.ami_tap import TapAsked
 from bridge.switchboard import Switchboard
 from bridge.types import Announcement, CallInfo
 
@@ -26,6 +27,7 @@ class AmiUser:
         settings: AmiSettings | None,
         board: Callable[[], Switchboard],
         clock: Callable[[], float],
+        on_tap: Callable[[TapAsked], object] | None = None,
     ) -> None:
         self.farewells = Farewells(self._reachable)
         self.link: AmiLink | None = None
@@ -34,7 +36,7 @@ class AmiUser:
         self._board = board
         self._clock = clock
         if settings is not None:
-            self.link = AmiLink(settings, self._announced, on_pause=self._paused)
+            self.link = AmiLink(settings, self._announced, on_pause=self._paused, on_tap=on_tap)
             self.egress = AmiEgress(
                 self.link, settings, wanted=self.farewells.wanted, told=self.farewells.told
             )

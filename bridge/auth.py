@@ -158,8 +158,10 @@ class Auth:
             except Denied as denied:
                 denials.append(denied)
         if not denials:
-            raise Denied(401, "send a key: see README, WebSockets", reason="missing")
-        raise max(denials, key=lambda d: (isinstance(d, KeysWanted), d.status))
+            raise Denied(401, "send a key (README: Who may open a WebSocket)", reason="missing")
+        hope = max(denials, key=lambda denied: (isinstance(denied, KeysWanted), denied.status))
+        hope.wrong = any(denied.wrong for denied in denials)  # no guess hides behind another
+        raise hope
 
     def _recognise(self, knock: Knock, credential: Credential, now: float) -> _Right:
         match credential:

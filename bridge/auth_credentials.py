@@ -87,6 +87,13 @@ def subprotocol(knock: Knock, prefix: str = "openai-insecure-api-key.") -> Found
     return ()
 
 
+def after_token(knock: Knock) -> Found:
+    """The subprotocol offered after ``token`` or ``bearer``: Deepgram's clients in browsers."""
+    offered = knock.headers.get("sec-websocket-protocol", "")[: 2 * LONGEST].split(",")
+    scheme, key = (word.strip() for word in (*offered, "")[:2])
+    return _secret(key, "Sec-WebSocket-Protocol") if scheme in ("token", "bearer") else ()
+
+
 def twilio(knock: Knock) -> Found:
     """``X-Twilio-Signature`` (PROTOCOLS §6.1)."""
     value = knock.headers.get("x-twilio-signature", "").strip()

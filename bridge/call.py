@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 
 from bridge.audio.resample import Bank
@@ -20,6 +20,7 @@ from bridge.types import (
     LegName,
     Listened,
     Refused,
+    RuleFired,
     Started,
 )
 
@@ -56,6 +57,7 @@ class Call:
         self._over = over
         self._wall = wall
         self._seq = 0
+        self._holds = 0
 
     @property
     def id(self) -> str:
@@ -143,6 +145,20 @@ class Call:
             leg.abort()
         self._end()
 
+    def hold(self) -> None:
+        """Something of this call is being done, and will be told: it does not end before that."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """It has been told."""
+        self._holds -= 1
+        self._leg_over()
+
+    def fired(self, leg: LegName | None, body: RuleFired) -> None:
+        """What came of a rule, as an event of this call."""
+        if self.ended is None:
+            self._number(leg, body)
+
     def _told(self, leg: Leg, body: EventBody) -> None:
         if self.ended is not None:
             return  # nothing comes after `Ended`
@@ -151,6 +167,8 @@ class Call:
         self._number(leg.name, body)
 
     def _leg_over(self) -> None:
+        if self._holds:
+            return
         if all(other.ended and not other.draining for other in self.legs.values()):
             self._end()
 
@@ -172,9 +190,14 @@ class Call:
         self._publish(event)
 
     def text(self) -> str:
-        """The conversation so far, a line per final, in order of time."""
-        ordered = sorted(self.finals, key=lambda pair: pair[1].words[0].start)
-        return "".join(f"{leg}: {final.text}\n" for leg, final in ordered)
+        """The conversation so far (`conversation`)."""
+        return conversation(self.finals)
+
+
+def conversation(finals: Iterable[tuple[LegName, Final]]) -> str:
+    """A line per final, in order of time."""
+    ordered = sorted(finals, key=lambda pair: pair[1].words[0].start)
+    return "".join(f"{leg}: {final.text}\n" for leg, final in ordered)
 
 
 def merged(old: CallInfo, new: CallInfo) -> CallInfo:

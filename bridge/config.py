@@ -27,6 +27,7 @@ from bridge.config_control import (
     EslSettings,
     HttpSettings,
     LogSettings,
+    RedactionSettings,
     ServiceSettings,
     TapRule,
     WebhookSettings,
@@ -48,15 +49,19 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_recording import RecordingSettings
+from bridge.config_rules import RuleSettings, RulesSettings
+from bridge.config_rules import check as check_rules
 from bridge.config_websocket import WebSocketSettings
 from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
     "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
-    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address",
-    "port_range",
+    "RecordingSettings", "RedactionSettings", "RtpSettings", "RuleSettings", "RulesSettings",
+    "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebSocketSettings",
+    "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
+    "rule_from_dict",
 ]  # fmt: skip
 
 
@@ -79,7 +84,11 @@ class Settings(BaseSettings):
     esl: EslSettings | None = None
     websocket: WebSocketSettings | None = None
     webhook: list[WebhookSettings] = Field(default_factory=list)
+    rules: RulesSettings = RulesSettings()
+    rule: list[RuleSettings] = Field(default_factory=list, max_length=500)
     log: LogSettings = LogSettings()
+    redaction: RedactionSettings = RedactionSettings()
+    recording: RecordingSettings = RecordingSettings()
     service: ServiceSettings = ServiceSettings()
 
     @model_validator(mode="after")
@@ -91,14 +100,21 @@ class Settings(BaseSettings):
                     "or an [ami] section, or nobody can announce a call"
                 )
         if self.ari is not None:
-            _check_arrival(self.ari, self.audiosocket)
+            _check_arrival(self.ari, self.audiosocket, self.rtp)
         slots = self.engine.slots
         check_limits(self.limit, slots if isinstance(slots, int) else None)
         names = [hook.name or urlsplit(hook.url).hostname for hook in self.webhook]
         for name in names:
             if names.count(name) > 1:  # metrics and message ids could not tell them apart
                 raise ValueError(f"webhook: two are called {name!r}; give each a name of its own")
+        self.check_rules(self.rule)
         return self
+
+    def check_rules(self, rules: list[RuleSettings]) -> None:
+        """Whether rules may and can do what they say, with these settings. Raises ValueError."""
+        named = {hook.name for hook in self.webhook if hook.name}
+        has = {"ami": self.ami is not None, "esl": self.esl is not None}
+        check_rules(rules, self.rules, **has, webhooks=named)
 
     @classmethod
     def settings_customise_sources(
@@ -112,8 +128,19 @@ class Settings(BaseSettings):
         return env_settings, init_settings  # environment over file
 
 
-def _check_arrival(ari: AriSettings, audiosocket: AudioSocketSettings | None) -> None:
-    """What ARI taps arrives at [audiosocket]. Raises ValueError where it could not."""
+def _check_arrival(
+    ari: AriSettings, audiosocket: AudioSocketSettings | None, rtp: RtpSettings | None
+) -> None:
+    """What ARI taps arrives at [audiosocket], or [rtp]. Raises ValueError where it could not."""
+    if ari.encapsulation == "rtp":
+        if rtp is None:
+            raise ValueError('ari.encapsulation = "rtp" needs an [rtp] section: it arrives there')
+        if rtp.require_srtp:
+            raise ValueError(
+                'ari.encapsulation = "rtp" goes with no rtp.require_srtp: '
+                "Asterisk's external media has no SRTP"
+            )
+        return
     if audiosocket is None:
         raise ValueError("[ari] needs an [audiosocket] section: what it taps arrives there")
     anywhere = audiosocket.listen.host in ("0.0.0.0", "::")
@@ -151,6 +178,14 @@ def from_dict(data: dict[str, Any]) -> Settings:
         raise ConfigError(
             [f"environment: {e}; lists and tables are written as JSON there: {example}"]
         ) from None
+
+
+def rule_from_dict(data: dict[str, Any]) -> RuleSettings:
+    """One [[rule]], from a dictionary. Raises `ConfigError`."""
+    try:
+        return RuleSettings.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError([_sentence(dict(error)) for error in e.errors()]) from None
 
 
 def _strange_variables() -> list[str]:

@@ -18,10 +18,11 @@ from bridge.config_fields import (
     parse_address,
 )
 from bridge.egress.signature import check_secret
+from bridge.redact.kinds import Kind
 
-EventName = Literal[
+EventKind = Literal[
     "started", "partial", "final", "turn", "dtmf", "paused", "resumed", "listened", "ended",
-    "refused",
+    "refused", "rule",
 ]  # fmt: skip
 
 
@@ -31,6 +32,7 @@ class HttpSettings(Listener):
     listen: Listen = Address("127.0.0.1", 8001)
     token: Annotated[SecretStr, Field(min_length=8)] | None = None  # bearer token of /calls
     hosts: list[str] = Field(default_factory=list)  # further Host names accepted on loopback
+    redact: list[Kind] = Field(default_factory=list)  # of what /calls/{id} shows
 
 
 class AmiSettings(Section):
@@ -44,10 +46,12 @@ class AmiSettings(Section):
     secret: SecretStr
     auth: Literal["md5", "plain"] = "md5"
     join_variables: list[str] = ["CALLSCRIBE_ID"]
-    events: list[EventName] = [
+    events: list[EventKind] = [
         "started", "partial", "final", "turn", "paused", "resumed", "listened", "ended", "refused",
+        "rule",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
+    redact: list[Kind] = Field(default_factory=list)
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each action
     ping_interval: float = Field(default=10.0, gt=0, le=300)
 
@@ -87,12 +91,22 @@ class AriSettings(Section):
     password: SecretStr
     app: str = Field(default="callscribe", pattern="^[A-Za-z0-9_-]{1,32}$")
     form: Literal["dialplan", "external_media"] = "dialplan"
+    encapsulation: Literal["audiosocket", "rtp"] = "audiosocket"  # of external_media
+    format: Literal["ulaw", "alaw", "g722", "slin", "slin16"] = "ulaw"  # of encapsulation rtp
     context: str = Field(default="callscribe-snoop", pattern="^[A-Za-z0-9_.-]{1,79}$")
     # form external_media: where Asterisk reaches [audiosocket]; None: audiosocket.listen
     audiosocket: Annotated[Address | None, NoDecode, BeforeValidator(parse_address)] = None
     taps: list[TapRule] = Field(default_factory=list)
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connecting and of each request
     ping_interval: float = Field(default=10.0, gt=0, le=300)
+
+    @model_validator(mode="after")
+    def _media(self) -> AriSettings:
+        if self.encapsulation != "audiosocket" and self.form != "external_media":
+            raise ValueError(
+                f'encapsulation = "{self.encapsulation}" needs form = "external_media"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _checks(self) -> AriSettings:
@@ -124,10 +138,12 @@ class EslSettings(Section):
     # user@domain of the directory; empty: the password alone
     username: str = Field(default="", pattern=r"^([A-Za-z0-9._-]+@[A-Za-z0-9._-]+)?$")
     password: SecretStr
-    events: list[EventName] = [
+    events: list[EventKind] = [
         "started", "partial", "final", "turn", "paused", "resumed", "listened", "ended", "refused",
+        "rule",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
+    redact: list[Kind] = Field(default_factory=list)
     timeout: float = Field(default=5.0, gt=0, le=60)  # of connect, log-in and each command
     ping_interval: float = Field(default=10.0, gt=0, le=300)
 
@@ -155,6 +171,7 @@ class WebhookSettings(Section):
     timeout: float = Field(default=15.0, gt=0, le=60)
     allow_insecure: bool = False  # http:// to anything but loopback
     queue: int = Field(default=10_000, ge=10)
+    redact: list[Kind] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _checks(self) -> WebhookSettings:
@@ -171,6 +188,15 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
     transcripts: bool = False  # also log what is said
+    redact: list[Kind] = Field(default_factory=list)  # of transcripts
+
+
+class RedactionSettings(Section):
+    """[redaction]: how it is done, wherever a section says ``redact``."""
+
+    # ISO 3166; whose telephone numbers are known without +
+    regions: list[Annotated[str, Field(pattern="^[A-Z]{2}$")]] = ["US", "GB", "FR"]
+    hold: float = Field(default=3.0, ge=0, le=30)  # s that the beginning of a number waits
 
 
 class ServiceSettings(Section):

@@ -97,6 +97,7 @@ class RtpSettings(Section):
     payload_types: dict[TypeNumber, TypeName] = Field(default_factory=dict)  # by number
     dtmf_type: int = Field(default=101, ge=0, le=127)  # telephone-event
     timeout: float = Field(default=30.0, ge=1, le=3600)  # without any packet
+    bye_wait: float = Field(default=2.0, ge=0, le=3600)  # from a BYE to the leg's end
     jitter_floor: float = Field(default=0.02, ge=0, le=1)  # s that a missing packet is waited for
     jitter_cap: float = Field(default=0.2, ge=0.02, le=2)
     conceal: bool = True

@@ -28,6 +28,7 @@ from bridge.types import (
     Pressed,
     Refused,
     Resumed,
+    RuleFired,
     Started,
     Word,
 )
@@ -44,6 +45,7 @@ EVENT_TYPES: Mapping[type[EventBody], str] = MappingProxyType(
         Listened: "listen.ended",
         Ended: "call.ended",
         Refused: "call.refused",
+        RuleFired: "rule.fired",
     }
 )
 
@@ -105,8 +107,23 @@ def _body(body: EventBody) -> dict[str, object]:
             return {"reason": body.reason, "seconds": _number(body.seconds), "legs": legs}
         case Refused():
             return {"reason": body.reason}
+        case RuleFired():
+            return _fired(body)
         case _:
             assert_never(body)
+
+
+def _fired(body: RuleFired) -> dict[str, object]:
+    return {
+        "rule": body.rule,
+        "action": body.action,
+        "outcome": body.outcome,
+        "reason": body.reason,
+        "cause": body.cause,
+        "turn": body.turn,
+        "matched": body.matched,
+        "text": body.text,
+    } | _words(body.words)
 
 
 def _words(words: Sequence[Word]) -> dict[str, object]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridge import __version__
-from bridge.call import Call
-from bridge.config import Address
+from bridge.call import Call, conversation
+from bridge.config import ENGINE_KINDS, Address
 from bridge.egress.ami import listened_variables
+from bridge.engine import device
 from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
 from bridge.pbx.ari_taps import NoChannel
-from bridge.types import Announcement, LegCounts, LegName, Listened
+from bridge.recorder.recorder import answered
+from bridge.types import Announcement, Final, LegCounts, LegName, Listened
 
 if TYPE_CHECKING:
     from bridge.rtp_user import RtpUser
@@ -68,6 +72,8 @@ class Desk:
             checks["esl"] = self._server.esl.state
         if self._server.ari is not None:
             checks["ari"] = self._server.ari.state
+        if self._server.sockets is not None:
+            checks["websocket"] = "ok"
         for outbox in self._server.outboxes:
             checks[f"sink {outbox.name}"] = outbox.state
         return Health(
@@ -80,6 +86,8 @@ class Desk:
             slots=self._server.recogniser.slots,
             calls=len(self._server.switchboard.calls),
             max_calls=self._server.settings.calls.max,
+            waiting=self._server.switchboard.waiting,
+            model=_model(self._server),
         )
 
     def calls(self) -> list[dict[str, object]]:
@@ -91,7 +99,7 @@ class Desk:
         board = self._server.switchboard
         calls = [*board.calls.values(), *(board.ended.values() if ended else ())]
         words = text.casefold()
-        found = [call for call in calls if not words or words in call.text().casefold()]
+        found = [c for c in calls if words in conversation(self._finals(c)).casefold()]
         found.sort(key=lambda call: call.began_at, reverse=True)
         return [_summary(self._server, call) for call in found]
 
@@ -108,14 +116,19 @@ class Desk:
                 "start": round(final.words[0].start, 3),
                 "end": round(final.words[-1].end, 3),
             }
-            for leg, final in sorted(call.finals, key=lambda pair: pair[1].words[0].start)
+            for leg, final in sorted(self._finals(call), key=lambda pair: pair[1].words[0].start)
         ]
         return {**_summary(self._server, call), "finals": finals}
 
     def text(self, id: str) -> str | None:
         """The conversation as plain text."""
         call = self._server.switchboard.find(id)
-        return None if call is None else call.text()
+        return None if call is None else conversation(self._finals(call))
+
+    def _finals(self, call: Call) -> Iterable[tuple[LegName, Final]]:
+        """What HTTP may show."""
+        shown = self._server.shown
+        return call.finals if shown is None else shown.of(call)
 
     def announce(self, announcement: Announcement) -> float:
         """POST /calls."""
@@ -164,6 +177,10 @@ class Desk:
             "text": found.text,
         }
 
+    def add_rule(self, id: str, given: Mapping[str, object]) -> list[str]:
+        """POST /calls/{id}/rules."""
+        return self._server.rules.add(id, given)
+
     def hang_up(self, id: str) -> bool:
         """DELETE /calls/{id}."""
         ended = self._server.switchboard.hang_up(id)
@@ -171,9 +188,41 @@ class Desk:
         ports = rtp is not None and rtp.withdraw(id)
         return self._server.switchboard.withdraw(id) or ports or ended
 
+    async def recording(self, id: str, leg: str) -> Path | None:
+        """GET /calls/{id}/recording/{leg}."""
+        recorder = self._server.recorder
+        return None if recorder is None else await answered(recorder.find(id, leg))
+
+    async def delete_recording(self, id: str) -> bool:
+        """DELETE /calls/{id}/recording."""
+        recorder = self._server.recorder
+        return recorder is not None and await answered(recorder.delete(id))
+
+
+def _model(server: Server) -> dict[str, str]:
+    """What hears, and on what; of an engine of your own only its name is known."""
+    choice, settings = server.choice, server.settings.engine
+    if choice is None or choice.kind != "kyutai":
+        known = choice is not None and choice.kind in ENGINE_KINDS
+        where = "cpu" if known else "unknown"
+        return {"model_size": server.recogniser.name, "device": where, "compute_type": "default"}
+    where = _device(settings.device)
+    best = "float32" if where == "cpu" else "bfloat16"
+    return {
+        "model_size": settings.model.rpartition("/")[2],
+        "device": where.partition(":")[0],
+        "compute_type": best if settings.dtype == "auto" else settings.dtype,
+    }
+
+
+@functools.cache  # asking takes a process, and somebody looks at the health every second
+def _device(setting: str) -> str:
+    return device.resolve(setting)
+
 
 def watch(server: Server) -> None:
     """Register what Prometheus reads from the server's state at scrape time."""
+    _model(server)  # remembered from now on
     board, engine, boxes = server.switchboard, server.recogniser, server.outboxes
     link, esl, port = server.link, server.esl, server.port
 
@@ -226,6 +275,12 @@ def watch(server: Server) -> None:
         ["sink", "outcome"],
         "counter",
     )
+    redaction, recorder = server.redaction, server.recorder
+    counts("redaction_total", "What sinks were not told.", lambda: redaction.counters, "what")
+    gauge("redaction_held", "Events that may hold a number begun.", lambda: redaction.held)
+    if recorder is not None:
+        counts("recording_total", "What became of recordings.", lambda: recorder.counters, "what")
+        gauge("recording_queue_bytes", "Audio that waits.", lambda: recorder.queued)
     if link is not None:
         gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
         counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")

@@ -17,6 +17,7 @@ from bridge import (
     doctor_ari,
     doctor_esl,
     doctor_local,
+    doctor_rules,
     doctor_webhook,
     doctor_websocket,
 )
@@ -54,6 +55,7 @@ async def _check(settings: Settings, report: Report) -> None:
     outside = [
         doctor_websocket.check(settings),
         _ami(settings),
+        doctor_rules.check(settings),
         _ari(settings),
         _esl(settings),
         *(doctor_webhook.check(hook) for hook in settings.webhook),

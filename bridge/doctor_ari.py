@@ -30,7 +30,10 @@ MODULES = {
     "app_stasis": "no channel can be listened to",
 }
 DIALPLAN = {"chan_audiosocket": "Dial(AudioSocket/…) of [{context}] does not work"}
-MEDIA = {"chan_audiosocket": 'ari.form = "external_media" does not work'}
+MEDIA = {
+    "audiosocket": {"chan_audiosocket": 'ari.form = "external_media" does not work'},
+    "rtp": {"chan_rtp": 'ari.encapsulation = "rtp" does not work'},
+}
 OPTIONAL = {"app_userevent": "the dialplan cannot ask for a tap by UserEvent(CallscribeTap)"}
 
 
@@ -46,10 +49,17 @@ async def check(settings: Settings) -> list[Finding]:
         look = _Look(http, ari)
         findings = [await look.version(), await look.rights(), await look.name()]
         findings += await look.modules()
-        findings += await look.address(address(ari, settings.audiosocket))
+        findings += await look.address(_arrival(settings, ari))
         if ari.form == "dialplan":
             findings.append(await _context(ari.context, settings.ami))
         return findings
+
+
+def _arrival(settings: Settings, ari: AriSettings) -> str:
+    """Where Asterisk sends the audio."""
+    if ari.encapsulation == "rtp" and settings.rtp is not None:
+        return f"{settings.rtp.address}, ports {settings.rtp.ports}"
+    return address(ari, settings.audiosocket)
 
 
 async def _reach(http: AriHttp, ari: AriSettings) -> Finding | None:
@@ -113,7 +123,7 @@ class _Look:
     async def modules(self) -> list[Finding]:
         """Are the modules loaded that taps need?"""
         dialplan = self._ari.form == "dialplan"
-        needed = {**MODULES, **(DIALPLAN if dialplan else MEDIA)}
+        needed = {**MODULES, **(DIALPLAN if dialplan else MEDIA[self._ari.encapsulation])}
         findings = []
         for module, without in {**needed, **OPTIONAL}.items():
             status, _ = await self._http.ask("GET", f"/asterisk/modules/{module}.so")

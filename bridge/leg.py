@@ -1,6 +1,7 @@
 """One leg, top to bottom: frames in, transcript events out. START READING HERE. Pure.
 
 on_frame → fill the gap before it → resample → blocks → lease.push
+on_time → nothing comes: lend the recogniser silence (bridge/silence.py)
 on_heard → turns → tell(event)
 finalise → silence → lease.push … on_heard → the turn's end
 """
@@ -16,6 +17,7 @@ import numpy as np
 from bridge.audio.resample import Bank, Feed
 from bridge.interfaces import Lease, Recogniser
 from bridge.pausing import Keypad, Pausing
+from bridge.silence import Lender
 from bridge.turns import TurnRules, Turns
 from bridge.types import (
     Block,
@@ -50,10 +52,10 @@ class Leg:
     """
 
     __slots__ = (
-        "_asked", "_bank", "_clock", "_feed", "_keypad", "_lease", "_over", "_pausing", "_pushed",
-        "_rate", "_recogniser", "_silence", "_skews", "_tell", "_toggle", "_told_words", "_turns",
-        "draining", "ended", "frames", "latency", "listen", "listened", "name", "offset", "reason",
-        "spoken", "words",
+        "_asked", "_bank", "_clock", "_feed", "_keypad", "_lease", "_lender", "_over", "_pausing",
+        "_pushed", "_rate", "_recogniser", "_silence", "_skews", "_tell", "_toggle", "_told_words",
+        "_turns", "draining", "ended", "frames", "latency", "listen", "listened", "name", "offset",
+        "reason", "spoken", "tape", "words",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +87,7 @@ class Leg:
         self._toggle = toggle
         self.listen: Callable[[Heard], None] | None = None  # a peer that wants every step
         self._asked: deque[tuple[float, Callable[[], None]]] = deque()  # when to end the turn
+        self.tape: Callable[[Frame], None] | None = None  # a recording; sees what is heard
         self._tell = tell
         self._over = over
         self._turns = Turns(rules, recogniser.language)
@@ -93,6 +96,7 @@ class Leg:
         self._rate = 0
         self._clock = 0  # samples at _rate that were pushed on, silence included
         self._silence = 0.0  # s of gaps filled
+        self._lender = Lender()
         # From which second of the recogniser on it is how many seconds behind the leg.
         self._skews: deque[tuple[float, float]] = deque(maxlen=MAX_SKEWS)
         self._pushed = 0
@@ -106,16 +110,40 @@ class Leg:
         """Audio of any rate and length; a start beyond what was heard is filled with silence."""
         if self.ended:
             return
+        samples = self._pausing.heard(frame.samples, frame.start / frame.rate, frame.rate)
+        if samples is not frame.samples:  # nor is it recorded
+            frame = Frame(samples, frame.rate, frame.start, frame.concealed, frame.packets)
+        if self.tape is not None:
+            self.tape(frame)
+        if self._lender.lent:
+            self._settle(frame)
         if self._feed is None or frame.rate != self._rate:
             self._feed = self._change_rate(frame.rate)
         gap = frame.start - self._clock
         if gap > 0:
             self._fill(gap)
-        samples = self._pausing.heard(frame.samples, self._clock / self._rate, self._rate)
         if len(samples):
             self.frames += frame.packets
             self._clock += len(samples)
             self._feed.feed(samples)
+
+    def on_time(self, now: float) -> None:
+        """Some time has passed, a twentieth of a second or so."""
+        if self.ended or self._feed is None:
+            return
+        lent = self._lender.look(self._clock, self._rate, now)
+        if lent:
+            self._feed.feed(np.zeros(lent, np.int16))
+
+    def _settle(self, frame: Frame) -> None:
+        """Audio comes again: what was lent is the gap before it, or a part of it."""
+        lent, rate = self._lender.lent, self._rate
+        gap = round(frame.start * rate / frame.rate) - self._clock
+        owed = self._lender.settle(gap, rate)
+        self._silence += owed / rate
+        self._clock += owed
+        if owed < lent:  # it was late: the recogniser is ahead of the leg by the rest
+            self._feed = self._change_rate(rate)
 
     def _take(self, block: Block) -> None:
         """A block is ready; the bank calls this, at the end of the turn at the latest."""
@@ -209,6 +237,7 @@ class Leg:
         r = self._recogniser
         for _ in range(math.ceil(r.settle * r.rate / r.block - 1e-9)):
             self._take(np.zeros(r.block, np.float32))
+        self._lender.write_off()
         self._feed = None
         self._feed = self._change_rate(self._rate)
         self._asked.append((self._pushed * r.block / r.rate, done))

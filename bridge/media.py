@@ -28,7 +28,9 @@ class MediaRequest:
 
     `codec`: its name, empty: the configured one. `source`: the IP address that it comes from, and
     its port where that is known; None: to be learnt. `payload_types`: names by number, both as
-    text. `ptime`: seconds of audio in a packet, where it was said; any is understood.
+    text. `ptime`: seconds of audio in a packet, where it was said; any is understood. `held`:
+    nobody is heard until `RtpUser.listen_to` says who. `timeout`: seconds without a packet after
+    which the leg is over; None: as configured.
     """
 
     kind: MediaKind = "rtp"
@@ -37,13 +39,16 @@ class MediaRequest:
     payload_types: Mapping[str, str] = field(default_factory=dict)
     ptime: float | None = None
     srtp: SrtpKey | None = None
+    held: bool = False
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MediaAddress:
     """Where the peer is to send to, within `expires_in` seconds (0: it is sending already).
 
-    `payload_types`: what is understood there, names by number.
+    `payload_types`: what is understood there, names by number. `srtp`: the key of what we send
+    (reports), where the peer has announced one of its own.
     """
 
     address: str
@@ -51,3 +56,4 @@ class MediaAddress:
     expires_in: float
     codec: str
     payload_types: Mapping[int, str] = field(default_factory=dict)
+    srtp: SrtpKey | None = None

@@ -26,6 +26,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from bridge import __version__
+from bridge.load import Load
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.last_step = 0.0  # s
+        self.load = Load()
         self._registry = CollectorRegistry()
         ProcessCollector(namespace=PREFIX, registry=self._registry)
         build = Gauge(f"{PREFIX}_build_info", "Always 1.", ["version"], registry=self._registry)
@@ -160,6 +162,7 @@ class Metrics:
 
     def call_started(self, ingress: str) -> None:
         self._started.of(ingress).inc()
+        self.load.calls += 1
 
     def call_ended(self, reason: str, seconds: float) -> None:
         self._ended.of(reason).inc()
@@ -168,6 +171,8 @@ class Metrics:
     def call_refused(self, reason: str) -> None:
         """`reason` is a `Refused.reason`; of ``limit:NAME`` what stands before the colon."""
         self._refused.of(reason.partition(":")[0]).inc()
+        self.load.calls += 1
+        self.load.refused += 1
 
     def connection_refused(self, reason: str) -> None:
         """`reason`: ``address``, ``limit``, ``deadline``, ``protocol``."""
@@ -190,6 +195,7 @@ class Metrics:
     def word_latency(self, stage: str, seconds: float) -> None:
         """`stage`: partial, final (since the end of a word), deliver (since the event)."""
         self._latency.of(stage).observe(seconds)
+        self.load.word(stage, seconds)
 
     def lateness(self, seconds: float) -> None:
         self._lateness.observe(seconds)

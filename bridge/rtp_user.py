@@ -17,8 +17,8 @@ import ipaddress
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from bridge.audio.codecs import codec
 from bridge.audio.resample import Bank
@@ -26,12 +26,12 @@ from bridge.config import RtpSettings, port_range
 from bridge.ingress.raw_udp import RawSource, RawUdp
 from bridge.ingress.rtp import Rtp
 from bridge.ingress.rtp_source import Network, Source, allowed
-from bridge.ingress.rtp_types import AudioType, BadMedia, RtpCounts, RtpRules, payload_types
-from bridge.ingress.srtp import keys
-from bridge.line import Line
-from bridge.media import MediaAddress, MediaRequest
+from bridge.ingress.rtp_types import AudioType, BadMedia, Keys, RtpRules, payload_types
+from bridge.ingress.srtp import inline, keys, own_keys
+from bridge.media import MediaAddress, MediaRequest, SrtpKey
 from bridge.media_ports import MediaPorts
 from bridge.metrics import Metrics
+from bridge.rtp_stream import COUNTED, Stream, add, stream_of
 from bridge.switchboard import Switchboard
 from bridge.transport.udp import UdpPorts
 from bridge.transport.udp_port import UdpPort
@@ -40,40 +40,6 @@ from bridge.types import Announcement, Audio, Closed, Digit, IngressEvent, LegCo
 log = logging.getLogger(__name__)
 
 RAW_CODEC = "l16le/8000"  # FreeSWITCH on a machine as they nearly all are
-COUNTED = (
-    "received", "lost", "late", "duplicate", "reordered", "stray", "restarts", "invalid",
-    "unknown_type", "srtp_failed", "srtp_replayed", "rtcp", "concealed",
-)  # fmt: skip
-"""What of `RtpCounts` adds up over legs; packets, and seconds concealed."""
-
-
-@dataclass(slots=True)
-class Stream:
-    """What hangs on one port. `line`: none before the first packet, and none after the end."""
-
-    uuid: str
-    call: str
-    request: MediaRequest
-    types: Mapping[int, str]  # what is understood there
-    rtp: Rtp | RawUdp | None  # None: it is over
-    line: Line | None = None
-    counts: RtpCounts = RtpCounts()  # when it was over
-    strangers: int = 0
-
-    def counted(self, counts: LegCounts) -> LegCounts:
-        """A leg's counts with what became of its packets."""
-        rtp = self.rtp.counts() if self.rtp is not None else self.counts
-        deaf = rtp.invalid + rtp.stray + rtp.unknown_type + rtp.srtp_failed + rtp.srtp_replayed
-        return replace(
-            counts,
-            packets_lost=rtp.lost,
-            packets_late=rtp.late,
-            packets_duplicate=rtp.duplicate,
-            packets_invalid=deaf,
-            packets_foreign=self.strangers,
-            jitter=rtp.jitter,
-            concealed=rtp.concealed,
-        )
 
 
 class RtpUser:
@@ -90,6 +56,8 @@ class RtpUser:
         self.sockets = MediaPorts(settings.listen, port_range(settings.ports))
         self.ports = UdpPorts(self, clock=clock, lateness=metrics.lateness)
         self.turn_over = bank.run
+        self.on_closed: Callable[[str], None] = lambda uuid: None
+        """Told the UUID of each port that has closed."""
         self._settings = settings
         self._switchboard = switchboard
         self._metrics = metrics
@@ -113,17 +81,18 @@ class RtpUser:
             return self._again(self._open[uuid], announcement, request, now)
         if self._switchboard.taken(uuid):
             raise ValueError("this UUID's call is up already, and it is not by RTP")
-        rtp, types = self._ingress(request, now)
-        source = self._source(request, types)
+        stream = self._stream(announcement, request, now)
+        source = self._source(request, stream.types)
         sock = self.sockets.take(now)
         try:
             ttl = self._switchboard.announce(announcement, now, reserve=True)
         except Exception:
             self.sockets.unused(sock)
             raise
-        port = self.ports.open(sock, rtp, source, now + ttl)
+        assert stream.rtp is not None
+        port = self.ports.open(sock, stream.rtp, source, now + ttl)
         port.label = f"{uuid}, {port.label}"
-        port.context = Stream(uuid, announcement.call or uuid, request, types, rtp)
+        port.context = stream
         self._open[uuid] = port
         return self._address(port, ttl)
 
@@ -131,7 +100,7 @@ class RtpUser:
         self, port: UdpPort, announcement: Announcement, request: MediaRequest, now: float
     ) -> MediaAddress:
         """The source has changed, or call control knows more about the call."""
-        stream = _stream(port)
+        stream = stream_of(port)
         if replace(request, source=stream.request.source) != stream.request:
             raise ValueError(
                 "this UUID has been announced with another stream; only its source may change"
@@ -147,37 +116,71 @@ class RtpUser:
     def withdraw(self, call_id: str) -> bool:
         """Close the ports of a call that nobody has come to."""
         ports = [port for port in self._open.values() if not port.open]
-        mine = [port for port in ports if _stream(port).call == call_id]
+        mine = [port for port in ports if stream_of(port).call == call_id]
         for port in mine:
-            self._switchboard.forget(_stream(port).uuid)
+            self._switchboard.forget(stream_of(port).uuid)
             port.close()
         return bool(mine)
 
+    def source(self, uuid: str) -> tuple[str, int | None] | None:
+        """Where the leg's audio is announced to come from; None also where there is no port."""
+        port = self._open.get(uuid)
+        return stream_of(port).request.source if port is not None else None
+
+    def listen_to(self, uuid: str, source: tuple[str, int]) -> None:
+        """Who sends to this leg's port is known now. Raises `BadMedia`."""
+        port = self._open.get(uuid)
+        if port is None:
+            raise BadMedia("the port has been closed meanwhile")
+        stream = stream_of(port)
+        request = replace(stream.request, source=source, held=False)
+        gate = self._source(request, stream.types)
+        stream.request = request
+        port.listen_to(gate)
+
+    def end(self, uuid: str) -> None:
+        """Its sender has ended: what has come is heard, and the leg is over. Idempotent."""
+        port = self._open.get(uuid)
+        if port is None:
+            return
+        if port.open:
+            port.end("hangup")
+        else:
+            self._switchboard.forget(uuid)
+            port.close()
+
     def _address(self, port: UdpPort, ttl: float) -> MediaAddress:
-        stream = _stream(port)
+        stream = stream_of(port)
         codec = stream.request.codec or self._default(stream.request)
         number = port.sock.getsockname()[1]
-        return MediaAddress(self._settings.address, number, ttl, codec, stream.types)
+        address = self._settings.address
+        return MediaAddress(address, number, ttl, codec, stream.types, stream.answer)
 
     def _default(self, request: MediaRequest) -> str:
         return self._settings.codec if request.kind == "rtp" else RAW_CODEC
 
-    def _ingress(self, request: MediaRequest, now: float) -> tuple[Rtp | RawUdp, Mapping[int, str]]:
-        """What hears the stream, and the names of its payload types. Raises `BadMedia`."""
+    def _stream(self, announcement: Announcement, request: MediaRequest, now: float) -> Stream:
+        """What hears the stream. Raises `BadMedia`."""
+        uuid, call = announcement.uuid, announcement.call or announcement.uuid
         if request.srtp is None and self._settings.require_srtp:
             raise BadMedia("srtp: this bridge takes no audio without it (rtp.require_srtp)")
         if request.kind == "rtp":
-            rules = self._rules(request)
+            theirs = keys(request.srtp.suite, request.srtp.key) if request.srtp else None
+            ours = own_keys(theirs.suite, secrets.token_bytes) if theirs else None
+            rules = self._rules(request, theirs, ours)
             types = {number: str(kind) for number, kind in sorted(rules.payload_types.items())}
-            return Rtp(rules, now), types
+            answer = SrtpKey(ours.suite, inline(ours)) if ours else None
+            return Stream(uuid, call, request, types, Rtp(rules, now), answer)
         if request.srtp is not None or request.payload_types:
             raise BadMedia("srtp and payload_types are RTP's; samples without a header have none")
         kind = payload_types(given={"96": request.codec or RAW_CODEC})[96]
         if not isinstance(kind, AudioType):
             raise BadMedia(f"codec {kind} is no audio")
-        return RawUdp(codec(kind.name, kind.rate), self._settings.timeout, now), {}
+        timeout = request.timeout or self._settings.timeout
+        raw = RawUdp(codec(kind.name, kind.rate), timeout, now)
+        return Stream(uuid, call, request, {}, raw)
 
-    def _rules(self, request: MediaRequest) -> RtpRules:
+    def _rules(self, request: MediaRequest, theirs: Keys | None, ours: Keys | None) -> RtpRules:
         settings = self._settings
         types = payload_types(
             request.codec or settings.codec,
@@ -186,16 +189,20 @@ class RtpUser:
         )
         return RtpRules(
             payload_types=types,
-            timeout=settings.timeout,
+            timeout=request.timeout or settings.timeout,
+            bye_wait=settings.bye_wait,
             jitter_floor=settings.jitter_floor,
             jitter_cap=settings.jitter_cap,
             conceal=settings.conceal,
-            srtp=keys(request.srtp.suite, request.srtp.key) if request.srtp else None,
+            srtp=theirs,
+            answer=ours,
             ssrc=secrets.randbits(32),
         )
 
     def _source(self, request: MediaRequest, types: Collection[int]) -> Source | RawSource:
         """Raises `BadMedia` where nobody could ever be heard."""
+        if request.held:
+            return Source(None, (), types)
         if request.source is None:
             if request.kind != "rtp":
                 raise BadMedia("from: needed, because samples without a header prove nothing")
@@ -220,7 +227,7 @@ class RtpUser:
 
     def opened(self, port: UdpPort, now: float) -> None:
         """The first packet: a line, if it may be."""
-        stream = _stream(port)
+        stream = stream_of(port)
         rtp = stream.rtp
         assert rtp is not None
 
@@ -241,8 +248,7 @@ class RtpUser:
 
     def event(self, port: UdpPort, event: IngressEvent, now: float) -> None:
         """Something was said on a port."""
-        stream = port.context
-        assert isinstance(stream, Stream)
+        stream = stream_of(port)
         line = stream.line
         if line is None:
             return  # it has been hung up
@@ -263,19 +269,20 @@ class RtpUser:
                 self._switchboard.closed(line, reason)
 
     def closed(self, port: UdpPort) -> None:
-        """The port is served no more: count, and let it rest."""
-        stream = _stream(port)
+        """The port is served no more: count, let it rest, and say so."""
+        stream = stream_of(port)
         del self._open[stream.uuid]
         self.sockets.give_back(port.sock, self._clock())
         if stream.rtp is not None:
             stream.counts, stream.rtp = stream.rtp.counts(), None
             stream.strangers = port.strangers
         if port.open:
-            _add(self._totals, stream.counts)
+            add(self._totals, stream.counts)
             self._metrics.jitter(stream.counts.jitter)
         line, stream.line = stream.line, None
         if line is not None:  # an error of ours; whoever ends it otherwise has taken the line
             self._switchboard.closed(line, "internal")
+        self.on_closed(stream.uuid)
 
     # -- what it all came to -------------------------------------------------------------------
 
@@ -283,21 +290,10 @@ class RtpUser:
         """`COUNTED`, of all streams that there are and were."""
         totals = self._totals.copy()
         for port in self._open.values():
-            stream = _stream(port)
+            stream = stream_of(port)
             if stream.rtp is not None:
-                _add(totals, stream.rtp.counts())
+                add(totals, stream.rtp.counts())
         return {name: totals[name] for name in COUNTED}
-
-
-def _stream(port: UdpPort) -> Stream:
-    assert isinstance(port.context, Stream)
-    return port.context
-
-
-def _add(totals: Counter[str], counts: RtpCounts) -> None:
-    found = asdict(counts)
-    for name in COUNTED:
-        totals[name] += found[name]
 
 
 def _networks(texts: Sequence[str]) -> list[Network]:

@@ -7,21 +7,21 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bridge import taps
 from bridge.admission import Admission, Limit
 from bridge.ami_user import AmiUser
 from bridge.audio.resample import Bank
 from bridge.audiosocket_user import AudioSocketUser
-from bridge.config import Address, AudioSocketSettings, Settings
+from bridge.config import AudioSocketSettings, Settings
 from bridge.desk import Desk, watch
-from bridge.egress.esl import EslEgress, channel_of
+from bridge.egress.esl import EslEgress
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
 from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose, objection
-from bridge.errors import Busy, DeliveryError
+from bridge.errors import Busy
 from bridge.http.app import HttpServer, make_app
 from bridge.http.live import Hub
 from bridge.ingress.rtp_types import BadMedia
@@ -29,15 +29,21 @@ from bridge.interfaces import Egress, Recogniser
 from bridge.media import MediaAddress, MediaRequest
 from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
+from bridge.pbx.ami_tap import TapAsked
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
+from bridge.recorder.recorder import Recorder
+from bridge.redact.kinds import Kind
+from bridge.redacting import Redaction, ShownFinals, check
 from bridge.rtp_user import RtpUser
+from bridge.rules_desk import Rules
 from bridge.socket_user import SocketUser
 from bridge.switchboard import Switchboard
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent, IngressEvent
+from bridge.unicast import Unicasts
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +65,15 @@ class Server:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check(settings)
         self.settings = settings
         self.clock = clock
+        self.redaction = Redaction(settings.redaction, clock)
+        self.shown: ShownFinals | None = None  # by HTTP, where that is redacted
+        self.recorder: Recorder | None = None
+        if settings.recording.enabled:
+            self.recorder = Recorder(settings.recording, time.time)
+            self.redaction.add(settings.recording.redact, self.recorder.put)
         self.metrics = Metrics()
         self.choice = None if recogniser else choose(settings.engine)
         self.recogniser = recogniser or build(settings.engine, self.choice)
@@ -70,11 +83,16 @@ class Server:
         self.draining = False
         self._closed = False
         self.outboxes: list[Outbox] = []
-        self._ami = AmiUser(settings.ami, lambda: self.switchboard, clock)
+        self._ami = AmiUser(
+            settings.ami,
+            lambda: self.switchboard,
+            clock,
+            on_tap=self._tap_for_ami if settings.ari is not None else None,
+        )
         self.link: AmiLink | None = self._ami.link
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
-        self._asking: set[asyncio.Task[None]] = set()
+        self._unicasts: Unicasts | None = None
         self.port: TcpPort[IngressEvent] | None = None
         self.sockets: TcpPort[WebSocketEvent] | None = None
         self.rtp: RtpUser | None = None
@@ -82,6 +100,7 @@ class Server:
         self._expirer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self.hub = Hub()
+        self.redaction.add(settings.http.redact, self.hub.publish)
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
@@ -105,6 +124,7 @@ class Server:
             bank=bank,
             part=self._ami.farewells.part,
             objection=lambda: objection(self.recogniser),
+            **({"on_leg": self.recorder.leg} if self.recorder else {}),
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         self.socket_user: SocketUser | None = None
@@ -119,24 +139,33 @@ class Server:
             )
         if settings.rtp is not None:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
-        self.ari = taps.make(settings, self.switchboard, self.metrics)
+        self.ari = taps.make(settings, self.switchboard, self.metrics, self.rtp)
         self._make_sinks(sinks)
+        self.rules = Rules(settings, self.switchboard, self.metrics, self.link, self.esl)
 
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
 
-        def add(sink: Egress, limit: int = 10_000) -> None:
-            self.outboxes.append(Outbox(sink, limit=limit, delivered=self._delivered))
+        def add(sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000) -> None:
+            outbox = Outbox(sink, limit=limit, delivered=self._delivered)
+            self.outboxes.append(outbox)
+            self.redaction.add(redact, outbox.put)
 
-        for sink in (*more, LogEgress(transcripts=settings.log.transcripts)):
+        for sink in more:
             add(sink)
-        if self._ami.egress is not None:
-            add(self._ami.egress)
+        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact)
+        if settings.http.redact:
+            self.shown = ShownFinals(self.switchboard.find)
+            self.redaction.add(settings.http.redact, self.shown.put)
+        if self._ami.egress is not None and settings.ami is not None:
+            add(self._ami.egress, settings.ami.redact)
         if settings.esl is not None:
             self.esl = EslLink(settings.esl)
-            add(EslEgress(self.esl, settings.esl))
+            add(EslEgress(self.esl, settings.esl), settings.esl.redact)
+            if self.rtp is not None:
+                self._unicasts = Unicasts(self.esl, self.rtp.source)
         for hook in settings.webhook:
-            add(Webhook(hook), hook.queue)
+            add(Webhook(hook), hook.redact, hook.queue)
 
     def _delivered(self, seconds: float) -> None:
         self.metrics.word_latency("deliver", seconds)
@@ -305,6 +334,9 @@ class Server:
         for outbox, n in zip(self.outboxes, left, strict=True):
             if n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
+        await self.rules.close()
+        if self.recorder is not None and not await asyncio.to_thread(self.recorder.close, timeout):
+            log.error("recording: %d bytes were not written", self.recorder.queued)
         self._ami.farewells.close()
         if self.link is not None:
             await self.link.close()
@@ -335,6 +367,9 @@ class Server:
             await asyncio.sleep(EXPIRE_EVERY)
             try:
                 self.switchboard.expire(self.clock())
+                self.redaction.expire()
+                if self.recorder is not None:
+                    self.recorder.expire(self.clock())
                 if self.rtp is not None:
                     self.rtp.sockets.expire(self.clock())
             except Exception:
@@ -342,11 +377,14 @@ class Server:
 
     # -- events --------------------------------------------------------------------------------
 
+    def _tap_for_ami(self, asked: TapAsked) -> object:
+        tap = taps.asked_by_ami(self.ari)
+        return tap(asked) if tap is not None else None
+
     def publish(self, event: CallEvent) -> None:
-        """To every sink's queue, and to who watches."""
-        self.hub.publish(event)
-        for outbox in self.outboxes:
-            outbox.put(event)
+        """To every sink, redacted where its settings say so; then to the rules, unredacted."""
+        self.redaction.publish(event)
+        self.rules.take(event)
 
     def announce(self, announcement: Announcement) -> float:
         """What a UUID belongs to, with a slot reserved for it (`Switchboard.announce`)."""
@@ -359,20 +397,6 @@ class Server:
         if not self.loaded:
             raise Busy("not ready", "the engine is loading")
         opened = self.rtp.open(announcement, request, self.clock())
-        channel = channel_of(announcement.info)
-        if request.kind == "l16" and request.source is not None and self.esl and channel:
-            local = Address(request.source[0], request.source[1] or 0)
-            remote = Address(opened.address, opened.port)
-            native = not opened.codec.startswith("l16")
-            task = asyncio.create_task(self._unicast(channel, local, remote, native))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+        if self._unicasts is not None:
+            self._unicasts.opened(announcement, request, opened)
         return opened
-
-    async def _unicast(self, channel: str, local: Address, remote: Address, native: bool) -> None:
-        """Ask FreeSWITCH for a channel's audio. Where it does not send any, the port expires."""
-        assert self.esl is not None
-        try:
-            await self.esl.unicast(channel, local, remote, native=native)
-        except DeliveryError as e:
-            log.warning("channel %s will not be heard: %s", channel, e)

@@ -53,6 +53,31 @@ PROTOCOLS: dict[str, Kind] = {
     "/twilio": Kind("twilio", "bridge.ingress.twilio:Twilio", credentials=(shown.twilio,)),
     "/": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
     "/ws": Kind("pcm", "bridge.ingress.plain:Plain", paced=True),
+    "/ws/stt": Kind("stt", "bridge.ingress.sessions:Sessions", paced=True),
+    "/v1/stream": Kind("stream", "bridge.ingress.float_stream:FloatStream", paced=True),
+    "/v1/realtime": Kind(
+        "realtime",
+        "bridge.ingress.realtime:Realtime",
+        ("realtime",),
+        (shown.subprotocol,),
+        paced=True,
+    ),
+    "/v1/listen": Kind(
+        "deepgram",
+        "bridge.ingress.deepgram:Deepgram",
+        ("token", "bearer"),
+        (shown.after_token,),
+        paced=True,
+    ),
+    "/api/asr-streaming": Kind(
+        "moshi",
+        "bridge.ingress.moshi:Moshi",
+        credentials=(
+            lambda knock: shown.header(knock, "kyutai-api-key"),
+            lambda knock: shown.query(knock, "auth_id"),
+        ),
+        paced=True,
+    ),
 }
 
 

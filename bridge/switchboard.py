@@ -73,6 +73,7 @@ class Switchboard:
         bank: Bank | None = None,
         part: Part = lambda call, hang_up: hang_up(),
         objection: Callable[[], Busy | None] = lambda: None,
+        on_leg: Callable[[Call, Leg], None] = lambda call, leg: None,
     ) -> None:
         self.gate = Gate(admission, recogniser, objection)
         self.listening = Listening(self.closed, part)
@@ -90,6 +91,7 @@ class Switchboard:
         self._wall = wall
         self._bank = bank
         self._part = part
+        self._on_leg = on_leg  # told of each leg before its first frame
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
@@ -131,6 +133,11 @@ class Switchboard:
     def known(self, uuid: str) -> bool:
         """Has this UUID been announced and not been used?"""
         return uuid in self._announced
+
+    def expected(self, call_id: str) -> bool:
+        """Has a leg of this call been announced, and not come yet?"""
+        said = (announcement for announcement, _ in self._announced.values())
+        return call_id in self._announced or any(leg.call == call_id for leg in said)
 
     def taken(self, uuid: str) -> bool:
         """Is there a line with this UUID?"""
@@ -206,7 +213,8 @@ class Switchboard:
             del self._lines[line.uuid]
 
     def expire(self, now: float) -> None:
-        """Let time pass: waits that are over, announcements nobody came for, endless calls."""
+        """Let time pass: waits that are over, announcements nobody came for, endless calls, and
+        legs whose peers send nothing."""
         for line in [line for line in self._waiting.values() if self._late(line, now)]:
             del self._waiting[line.uuid]
             if self._admission.mode == "open":
@@ -222,6 +230,11 @@ class Switchboard:
         self.listening.expire(now)
         for call in [c for c in self.calls.values() if now - c.began > self._admission.max_seconds]:
             self.hang_up(call.id)
+        for line, _ in self._lines.values():
+            if line.leg is not None:
+                line.leg.on_time(now)
+        if self._bank is not None:
+            self._bank.run()
 
     def _late(self, line: Line, now: float) -> bool:
         return now - line.opened >= self._admission.join_wait
@@ -252,6 +265,7 @@ class Switchboard:
             return self._refuse(line, e.reason, info)
         self._lines[line.uuid] = (line, call)
         self._counted.setdefault(call.id, {})[leg.name] = line
+        self._on_leg(call, leg)
         line.attach(leg)
         self._listen(call, line, announcement)
         if line.lost:

@@ -7,33 +7,52 @@ from collections.abc import Callable
 
 from bridge.config import AriSettings, AudioSocketSettings, Settings
 from bridge.metrics import Metrics
+from bridge.pbx.ami_tap import TapAsked
 from bridge.pbx.ari import AriLink
+from bridge.pbx.ari_media import AudioSocketMedia, RtpMedia
 from bridge.pbx.ari_tap import Outcome
+from bridge.rtp_taps import RtpTaps
+from bridge.rtp_user import RtpUser
 from bridge.switchboard import Switchboard
 from bridge.types import Announcement, LegName
 
 OURS = ("bridge",)  # reasons of a leg's end that are ours: it was hung up, or was too long
 
 
-def make(settings: Settings, switchboard: Switchboard, metrics: Metrics) -> AriLink | None:
+def make(
+    settings: Settings, switchboard: Switchboard, metrics: Metrics, rtp: RtpUser | None = None
+) -> AriLink | None:
     """The ARI link of a server, not started; None without [ari].
 
-    Start it when the engine is ready, and close it before the AudioSocket port.
+    Start it when the engine is ready, and close it before the AudioSocket port and `rtp`.
     """
-    if settings.ari is None:
+    ari = settings.ari
+    if ari is None:
         return None
 
     def announce(announcement: Announcement) -> None:
         switchboard.announce(announcement, time.monotonic())
 
-    link = AriLink(
-        settings.ari,
-        announce,
-        lambda uuid, call, leg: outcome(switchboard, uuid, call, leg),
-        address=address(settings.ari, settings.audiosocket),
-    )
+    def came(uuid: str, call: str, leg: LegName) -> Outcome:
+        return outcome(switchboard, uuid, call, leg)
+
+    if ari.encapsulation == "rtp":
+        assert rtp is not None  # checked with the settings
+        ports = RtpTaps(rtp, ari.format, time.monotonic)
+        link = AriLink(ari, ports.announce, came, media=RtpMedia(ports, ari.format))
+        ports.unheard = link.unheard
+    else:
+        media = AudioSocketMedia(address(ari, settings.audiosocket))
+        link = AriLink(ari, announce, came, media=media)
     _watch(link, metrics)
     return link
+
+
+def asked_by_ami(link: AriLink | None) -> Callable[[TapAsked], object] | None:
+    """What an AMI link does with a tap that somebody asks for there; None without ARI."""
+    if link is None:
+        return None
+    return lambda asked: link.tap(asked.channel, call=asked.wish.call, leg=asked.wish.leg)
 
 
 def outcome(switchboard: Switchboard, uuid: str, call_id: str, name: LegName) -> Outcome:

@@ -38,6 +38,7 @@ class CallInfo:
     context: str = ""
     exten: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    recording_consent: bool = False  # of all who speak, as call control says
     listening: bool = False  # to one turn, with a dialplan that waits for it (`Listen`)
 
 
@@ -294,8 +295,30 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class RuleFired:
+    """A rule was met, and one of its actions done, or not.
+
+    `action` is setvar, redirect, hangup, record, stop_record, userevent or webhook; `outcome` is
+    done, failed (`reason` is a sentence) or dry_run. `matched` is the rule's phrase or what its
+    pattern matched, `text` and `words` are what was said, in event `cause` of the same call.
+    `webhook` names the one that must be told.
+    """
+
+    rule: str
+    action: str
+    outcome: Literal["done", "failed", "dry_run"]
+    reason: str
+    turn: int
+    cause: int
+    matched: str
+    text: str
+    words: tuple[Word, ...]
+    webhook: str = ""
+
+
 EventBody: TypeAlias = (
-    Started | TranscriptEvent | Pressed | Paused | Resumed | Listened | Ended | Refused
+    Started | TranscriptEvent | Pressed | Paused | Resumed | Listened | Ended | Refused | RuleFired
 )
 
 

@@ -213,6 +213,21 @@ class FakeAmi:
         self.emit(("Event", "UserEvent"), ("UserEvent", action.get("UserEvent")), *copied)
         return [("Response", "Success"), ("Message", "Event Sent")]
 
+    def _on_channel(self, writer: asyncio.StreamWriter, action: Received) -> Pairs:
+        if action.get("Channel") not in self.channels:
+            return [("Response", "Error"), ("Message", "No such channel")]
+        return [("Response", "Success")]
+
+    _do_redirect = _do_hangup = _do_mixmonitor = _do_stopmixmonitor = _on_channel
+
+    def _do_listcommands(self, writer: asyncio.StreamWriter, action: Received) -> Pairs:
+        names = ("Redirect", "Hangup", "Setvar", "UserEvent", "StopMixMonitor")  # not MixMonitor
+        return [("Response", "Success"), *((name, "… (Priv: all)") for name in names)]
+
+    def _do_getvar(self, writer: asyncio.StreamWriter, action: Received) -> Pairs:
+        value = self.variables.get(("", action.get("Variable")), "")
+        return [("Response", "Success"), ("Value", value)]
+
     def _do_setvar(self, writer: asyncio.StreamWriter, action: Received) -> Pairs:
         channel = action.get("Channel")
         if channel not in self.channels:

@@ -21,8 +21,9 @@ from uuid import UUID
 
 from aiohttp import WSMsgType, web
 
-from bridge.errors import ProtocolError
+from bridge.errors import BridgeError, ProtocolError
 from bridge.pbx import ari_events
+from bridge.pbx.ari_media import AudioSocketMedia, RtpMedia
 from bridge.pbx.ari_rules import Rule
 from bridge.pbx.ari_tap import BACKOFF, Form, Outcome
 from bridge.pbx.ari_taps import Taps
@@ -48,6 +49,7 @@ class Call:
     number: str = ""
     linkedid: str = ""
     created: int = 0
+    variables: Json = field(default_factory=dict)
 
     def json(self) -> Json:
         return {
@@ -64,7 +66,8 @@ class Call:
                 "app_data": self.data,
             },
             "creationtime": f"2026-01-01T00:00:{self.created:08.3f}+0000",
-            "channelvars": {"CHANNEL(linkedid)": self.linkedid} if self.linkedid else {},
+            "channelvars": self.variables
+            | ({"CHANNEL(linkedid)": self.linkedid} if self.linkedid else {}),
         }
 
 
@@ -84,11 +87,13 @@ class World:
     registered: bool = True  # somebody is connected under the application's name
     missing: set[str] = field(default_factory=set)  # modules that are not loaded
     variables: dict[str, str] = field(default_factory=dict)  # global ones
+    # of each UnicastRTP channel
+    local: Json = field(default_factory=lambda: {"UNICASTRTP_LOCAL_ADDRESS": "127.0.0.1"})
     _count: int = 0
 
     # -- what people do -----------------------------------------------------------------------
 
-    def new(self, name: str, state: str = "Up", **more: str) -> str:
+    def new(self, name: str, state: str = "Up", **more: Any) -> str:
         """A channel; its id."""
         self._count += 1
         id = more.pop("id", f"1700000000.{self._count}")
@@ -207,6 +212,9 @@ class World:
                 if not set(members) <= self.channels.keys():
                     return GONE
                 self.join(id, *members)
+                for member in members:  # an RTP stream begins with the bridge
+                    if self.channels[member].name.startswith("UnicastRTP/"):
+                        self._audio(member.removeprefix(f"{self.app}-m-"))
                 return 204, None
             case ["DELETE", "bridges", id]:
                 return (204, None) if self.bridges.pop(id, None) is not None else GONE
@@ -240,10 +248,15 @@ class World:
         return 204, None
 
     def _media(self, params: Json) -> Answer:
-        if not self._audio(params["data"]):
+        if params.get("encapsulation") == "rtp":
+            self._count += 1
+            name = f"UnicastRTP/{params['external_host']}-0x7f{self._count:08x}"
+            local = {"UNICASTRTP_LOCAL_PORT": str(15000 + self._count), **self.local}
+        elif not self._audio(params["data"]):
             return 500, {"message": "Allocation failed"}
-        name = f"AudioSocket/{params['external_host']}-{params['data']}"
-        self.new(name, id=params["channelId"], app="Stasis", data=self.app)
+        else:
+            name, local = f"AudioSocket/{params['external_host']}-{params['data']}", {}
+        self.new(name, id=params["channelId"], app="Stasis", data=self.app, variables=local)
         self.say("StasisStart", channel=self.channels[params["channelId"]].json(), args=[])
         return 200, self.channels[params["channelId"]].json()
 
@@ -254,6 +267,29 @@ class World:
         self.heard[uuid] = self.room > 0
         self.room -= 1
         return self.heard[uuid]
+
+
+class Ports:
+    """UDP ports of one bridge. Implements `bridge.pbx.ari_media.Ports`."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, tuple[str, int] | None] = {}  # by UUID; None: not told yet
+        self.ended: list[str] = []
+        self.refuse = ""
+
+    def open(self, uuid: str) -> None:
+        self.sources[uuid] = None
+
+    def address(self, uuid: str) -> str:
+        return f"127.0.0.1:{20000 + 2 * list(self.sources).index(uuid)}"
+
+    def listen_to(self, uuid: str, host: str, port: int) -> None:
+        if self.refuse:
+            raise BridgeError(self.refuse)
+        self.sources[uuid] = (host, port)
+
+    def end(self, uuid: str) -> None:
+        self.ended.append(uuid)
 
 
 class TapsLab:
@@ -271,7 +307,10 @@ class TapsLab:
         self.silent = ""  # part of a path that is not answered
         self.mute = ""  # the same, but what it asks for is done
         self._uuids = first
-        form = Form(kind=kind, address="127.0.0.1:9092")  # type: ignore[arg-type]
+        self.ports = Ports()
+        rtp = kind == "rtp"
+        media = RtpMedia(self.ports, "slin16") if rtp else AudioSocketMedia("127.0.0.1:9092")
+        form = Form(kind="external_media" if rtp else kind, media=media)  # type: ignore[arg-type]
         self.taps = Taps(
             form,
             rules,
@@ -289,6 +328,7 @@ class TapsLab:
     def _announce(self, announcement: Announcement) -> None:
         if self.refuse is not None:
             raise self.refuse
+        self.ports.open(announcement.uuid)
         self.announced[announcement.uuid] = announcement
 
     def _outcome(self, uuid: str, call: str, leg: LegName) -> Outcome:
@@ -327,7 +367,8 @@ class TapsLab:
                 status, body = self.world.ask(request.method, request.path, dict(request.params))
                 if self.mute and self.mute in request.path:
                     continue
-                text = ari_events.error_text(json.dumps(body)) if status >= 300 else ""
+                text = json.dumps(body)
+                text = ari_events.error_text(text) if status >= 300 else text
                 self.taps.answered(request, status, text, self.now)
 
     def wait(self, seconds: float) -> None:
@@ -367,6 +408,8 @@ class TapsLab:
         assert self.taps.describe() == []
         assert len(self.taps.channels) == 0
         assert self.taps.deadline() is None
+        if isinstance(self.taps._form.media, RtpMedia):
+            assert set(self.ports.sources) <= set(self.ports.ended)
 
     def check(self) -> None:
         """Nothing was ever done to a call's own channel that it could notice."""

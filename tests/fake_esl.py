@@ -286,10 +286,17 @@ class FakeEsl:
         allowed = self._open[writer]
         if allowed is not None and name not in allowed:
             return self._reply(writer, "-ERR permission denied")
-        known = {"uuid_setvar": self._setvar}
+        known = {
+            "uuid_setvar": self._setvar,
+            "uuid_transfer": self._channel_command,
+            "uuid_kill": self._channel_command,
+        }
         body = known[name](rest) if name in known else f"-ERR {name} Command not found!\n"
         data = body.encode()
         writer.write(f"Content-Type: api/response\nContent-Length: {len(data)}\n\n".encode() + data)
+
+    def _channel_command(self, rest: str) -> str:
+        return "+OK\n" if rest.split(" ")[0] in self.channels else "-ERR No such channel!\n"
 
     def _setvar(self, rest: str) -> str:
         found = arguments(rest)

@@ -67,6 +67,10 @@ class Peer:
     async def speak(self, words: Iterable[int]) -> None:
         await self._send(frames(words))
 
+    async def be_quiet(self) -> None:
+        """A second of silence."""
+        await self._send((b"\x10\x01\x40" + bytes(320)) * 50)
+
     async def _send(self, data: bytes) -> None:
         async with asyncio.timeout(PATIENCE):
             await self._loop.sock_sendall(self._sock, data)

@@ -32,6 +32,7 @@ from bridge.types import (
     Pressed,
     Refused,
     Resumed,
+    RuleFired,
     Started,
     Word,
 )
@@ -50,10 +51,11 @@ EVERY: list[EventBody] = [
     Listened("heard", "yes", 0.9, "en"),
     Ended("hangup", 12.0, {}),
     Refused("not ready"),
+    RuleFired("operator", "redirect", "failed", "no right", 2, 4, "there", "there", WORDS[1:]),
 ]
 TYPES = [
     "started", "partial", "final", "turn", "dtmf", "paused", "resumed", "listened", "ended",
-    "refused",
+    "refused", "rule",
 ]  # fmt: skip
 
 
@@ -127,6 +129,10 @@ def test_other_events_leave_out_what_they_do_not_have() -> None:
     assert told(Pressed("#", 3.25)) == {"CallID": "c-1", "Seq": "5", **dtmf}
     assert told(EVERY[8])["Reason"] == "hangup"
     assert told(EVERY[9])["Reason"] == "not ready"
+    rule = {"Rule": "operator", "Rule-Action": "redirect", "Outcome": "failed", "Matched": "there"}
+    times = {"Turn": "2", "Type": "rule", "Start": "1.00", "End": "1.46", "Confidence": "0.50"}
+    reason = {"Reason": "no right", "Text": "there"}
+    assert told(EVERY[10]) == {"CallID": "c-1", "Seq": "5", **times, **rule, **reason}
     assert "Start" not in told(Partial(1, "", ()))
 
 

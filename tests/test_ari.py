@@ -55,7 +55,6 @@ async def linked(fake: FakeAri, url: str = "", **changes: Any) -> AsyncIterator[
         settings(url or fake.url, **changes),
         board.announce,
         board.outcome,
-        address="127.0.0.1:9092",
         jitter=lambda: 0.0,
     )
     link.board = board  # type: ignore[attr-defined]
@@ -301,16 +300,19 @@ async def test_another_client_takes_the_name_and_gives_it_back(
     assert "another client has connected as 'callscribe'" in caplog.text
 
 
-async def test_close_removes_what_we_made_and_leave_does_not() -> None:
-    for leave in (False, True):
+async def test_close_removes_what_we_made_and_leave_does_not_where_it_can_stay() -> None:
+    for leave, stays in ((False, True), (True, True), (True, False)):
         async with up(taps=EVERY_CALL) as (fake, link):
+            assert link.taps.stays
+            link.taps.stays = stays
             fake.world.talk()
             fake.tell()
             await until_heard(link, 2)
             await link.close(leave=leave)
             ours = [id for id in fake.world.channels if OURS.fullmatch(id)]
-            assert len(ours) == (2 if leave else 0)
-            assert len(fake.world.channels) == (4 if leave else 2)
+            left = leave and stays
+            assert len(ours) == (2 if left else 0)
+            assert len(fake.world.channels) == (4 if left else 2)
             with pytest.raises(DeliveryError, match="the ARI link is closed"):
                 link.tap("PJSIP/alice-00000000")
             with pytest.raises(DeliveryError):

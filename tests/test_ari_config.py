@@ -80,6 +80,26 @@ def test_an_external_media_channel_needs_an_address_to_call() -> None:
     assert there.ari is not None and there.ari.audiosocket == ("192.0.2.1", 9092)
 
 
+def test_taps_by_rtp_need_ports_and_no_audiosocket() -> None:
+    media = {"form": "external_media", "encapsulation": "rtp"}
+    found = from_dict({"rtp": {}, "ari": ARI | media}).ari
+    assert found is not None and (found.encapsulation, found.format) == ("rtp", "ulaw")
+    for sections, problem in [
+        ({"ari": ARI | {"encapsulation": "rtp"}, "rtp": {}},
+         'ari: encapsulation = "rtp" needs form = "external_media"'),
+        ({"ari": ARI | media, **HEARS},
+         'configuration: ari.encapsulation = "rtp" needs an [rtp] section: it arrives there'),
+        ({"ari": ARI | media, "rtp": {"require_srtp": True}},
+         'configuration: ari.encapsulation = "rtp" goes with no rtp.require_srtp: Asterisk\'s '
+         "external media has no SRTP"),
+        ({"ari": ARI | media | {"format": "opus"}, "rtp": {}},
+         "ari.format: input should be 'ulaw', 'alaw', 'g722', 'slin' or 'slin16'"),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError) as e:
+            from_dict(sections)
+        assert e.value.problems == [problem]
+
+
 def test_what_is_right_is_taken() -> None:
     for ari in (
         {},

@@ -28,7 +28,7 @@ class Ami(FakeAmi):
 async def look(fake: FakeAri, ami: int = 0, **ari: Any) -> list[Finding]:
     """The findings about a bridge with these settings in [ari]."""
     values = {"url": fake.url, "username": "callscribe", "password": "s3cret", **ari}
-    data: dict[str, Any] = {"audiosocket": {"listen": "127.0.0.1:9092"}, "ari": values}
+    data: dict[str, Any] = {"audiosocket": {"listen": "127.0.0.1:9092"}, "rtp": {}, "ari": values}
     if ami:
         data["ami"] = {"port": ami, "username": "callscribe", "secret": "s3cret"}
     return await doctor_ari.check(config.from_dict(data))
@@ -43,6 +43,19 @@ def bad(findings: list[Finding]) -> Finding:
 async def test_without_a_section_there_is_nothing_to_look_at() -> None:
     (finding,) = await doctor_ari.check(config.from_dict({}))
     assert finding.status == "ok" and "there is no [ari] section" in finding.found
+
+
+async def test_taps_by_rtp_need_its_module_and_come_to_its_ports() -> None:
+    rtp = {"form": "external_media", "encapsulation": "rtp"}
+    async with FakeAri() as fake:
+        fake.world.missing = {"chan_audiosocket.so"}
+        findings = await look(fake, **rtp)
+        assert {finding.status for finding in findings} == {"ok"}
+        found = "Asterisk is told to send what it hears to 127.0.0.1, ports 20000-20999"
+        assert found in [finding.found for finding in findings]
+        fake.world.missing = {"chan_rtp.so"}
+        without = 'chan_rtp is not loaded: ari.encapsulation = "rtp" does not work'
+        assert bad(await look(fake, **rtp)).found == without
 
 
 @pytest.mark.parametrize("form", ["dialplan", "external_media"])

@@ -34,7 +34,7 @@ def make() -> Iterator[Make]:
     yield from labs()
 
 
-@pytest.fixture(params=["dialplan", "external_media"])
+@pytest.fixture(params=["dialplan", "external_media", "rtp"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -117,8 +117,10 @@ def test_no_audio_is_told_with_what_to_look_at(make: Make, kind: str) -> None:
     lab = make(*ALL, kind=kind)
     lab.world.deaf = True
     lab.world.new("PJSIP/alice-00000001")
-    lab.wait(GRACE + 0.1)
-    if kind == "dialplan":
+    lab.wait(PATIENCE + 0.3 if kind == "rtp" else GRACE + 0.1)
+    if kind == "rtp":
+        assert "no audio came from Asterisk; can Asterisk reach rtp.listen" in lab.notices[0]
+    elif kind == "dialplan":
         assert "no audio came from Asterisk; is [callscribe-snoop] in" in lab.notices[0]
     else:
         assert "Asterisk answered 500 to the media: Allocation failed" in lab.notices[0]
@@ -411,6 +413,8 @@ def test_a_tap_of_the_bridge_before_is_adopted_and_not_made_twice(make: Make, ki
     first.wait(1)
     second = make(*ALL, kind=kind, world=world, first=1000)
     second.wait(60)
+    if kind == "rtp":
+        return check_begun_anew(second, a, b)
     assert second.announced == {}
     assert second.one_call() == {"caller": a, "callee": b}
     for id in [id for id in world.channels if id.startswith("callscribe-s-")]:
@@ -418,6 +422,16 @@ def test_a_tap_of_the_bridge_before_is_adopted_and_not_made_twice(make: Make, ki
     second.wait(GRACE + BACKOFF[0] + 1)
     assert len(second.announced) == 2
     assert second.one_call() == {"caller": a, "callee": b}
+
+
+def check_begun_anew(second: TapsLab, a: str, b: str) -> None:
+    """RTP would go on to a port that nobody has any more, and nobody would notice."""
+    assert second.one_call() == {"caller": a, "callee": b}
+    assert len(second.announced) == 2
+    assert second.taps.counters["begun_anew"] == second.taps.counters["up"] == 2
+    ours = {id for id in second.world.channels if OURS.fullmatch(id)}
+    assert ours == {f"callscribe-{piece}-{uuid}" for piece in "sm" for uuid in second.announced}
+    assert second.notices == []
 
 
 @pytest.mark.parametrize("missing", ["m", "b", "join"])

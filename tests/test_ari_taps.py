@@ -29,7 +29,7 @@ def make() -> Iterator[Make]:
     yield from labs()
 
 
-@pytest.fixture(params=["dialplan", "external_media"])
+@pytest.fixture(params=["dialplan", "external_media", "rtp"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -130,6 +130,10 @@ def test_the_form_dialplan_asks_twice_a_leg_and_the_other_five_times(make: Make,
         "data": uuid,
         "format": "slin",
     }
+    if kind == "rtp":
+        more = {"encapsulation": "rtp", "transport": "udp", "format": "slin16"}
+        media = media | {"external_host": "127.0.0.1:20000"} | more
+        del media["data"]
     assert posts == [
         snoop,
         ("/channels/externalMedia", media),

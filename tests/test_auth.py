@@ -202,6 +202,17 @@ def test_whoever_shows_nothing_guesses_nothing() -> None:
     assert {denied(door).status for _ in range(10)} == {401}
 
 
+def test_no_guess_hides_behind_what_is_not_one() -> None:
+    """A signature that cannot be judged, a token whose key may yet be found."""
+    strange = show(token(kid="new"))
+    unjudged = [*twilio(knock(x_twilio_signature="x"))]
+    for other, status in ((strange, 503), (unjudged, 403)):
+        door = auth(jwt=from_provider(), max_failures=2, key=[{"name": "dialer", "secret": KEY}])
+        for _ in range(3):
+            assert denied(door, None, [*show("wrong"), *other]).status == status
+        assert denied(door, None, show(KEY)).status == 429
+
+
 def test_a_proxy_on_this_machine_never_waits() -> None:
     door = auth(max_failures=1, key=[{"name": "dialer", "secret": KEY}])
     proxied = knock(host="127.0.0.1", x_forwarded_for="203.0.113.9")
@@ -362,7 +373,7 @@ def test_an_unknown_key_id_wants_keys_unless_another_credential_is_right() -> No
     door = auth(jwt=from_provider(), key=[{"name": "dialer", "secret": KEY}], max_failures=1)
     strange = show(token(kid="new"))
     for _ in range(5):
-        assert isinstance(denied(door, None, [*show("wrong"), *strange]), KeysWanted)
+        assert isinstance(denied(door, None, [*strange]), KeysWanted)
     assert door.counters == {"keys_wanted": 5}
     assert door.check(knock(), [*strange, *show(KEY)], NOW)
     assert door.jwt is not None and door.jwt.ring is not None

@@ -22,6 +22,7 @@ from bridge.types import (
     Pressed,
     Refused,
     Resumed,
+    RuleFired,
     Started,
     TranscriptEvent,
     Word,
@@ -113,6 +114,24 @@ def test_end_of_turn_digit_and_calls() -> None:
     assert data(Pressed("#", 4.56789)) == {"digit": "#", "start": 4.568}
     assert data(Started(), None) == {}
     assert data(Refused("busy"), None) == {"reason": "busy"}
+
+
+def test_a_rule_says_what_was_heard_and_what_came_of_it() -> None:
+    fired = RuleFired("operator", "webhook", "done", "", 2, 6, "morning", "morning", WORDS[1:], "x")
+    assert data(fired) == {
+        "rule": "operator",
+        "action": "webhook",
+        "outcome": "done",
+        "reason": "",
+        "cause": 6,
+        "turn": 2,
+        "matched": "morning",
+        "text": "morning",
+        "start": 0.5,
+        "end": 1.001,
+        "confidence": 0.5,
+        "words": [{"word": "morning", "start": 0.5, "end": 1.001, "confidence": 0.5}],
+    }
 
 
 def test_an_end_counts_each_leg() -> None:

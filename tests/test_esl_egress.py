@@ -34,6 +34,7 @@ from bridge.types import (
     Pressed,
     Refused,
     Resumed,
+    RuleFired,
     Started,
     Word,
 )
@@ -53,6 +54,7 @@ EVERY: dict[str, EventBody] = {
     "listened": Listened("heard", "yes", 0.9, "en"),
     "ended": Ended("hangup", 12.0, {}),
     "refused": Refused("not ready"),
+    "rule": RuleFired("vip", "redirect", "done", "", 2, 4, "john s", "John's", WORDS[1:]),
 }
 
 

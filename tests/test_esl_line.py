@@ -31,9 +31,9 @@ class Clock:
         return self.now
 
 
-async def announced(http: socket.socket, **media: Any) -> tuple[int, Any]:
+async def announced(http: socket.socket, uuid: str = "", **media: Any) -> tuple[int, Any]:
     url = f"http://127.0.0.1:{http.getsockname()[1]}/calls"
-    body = {"call": CHANNEL, "channel": CHANNEL, "media": media}
+    body = {"call": CHANNEL, "channel": CHANNEL, "media": media} | ({"uuid": uuid} if uuid else {})
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     async with (
         aiohttp.ClientSession(headers=bearer) as session,
@@ -83,6 +83,10 @@ async def test_a_parked_channel_is_asked_for_and_heard_and_its_words_come_back()
             asked = fake.named("sendmsg")[0]
             assert asked.line == f"sendmsg {CHANNEL}" and asked.get("local-port") == "0"
             assert asked.get("remote-port") == str(answer["media"]["port"])
+            status, again = await announced(  # once more, by somebody who is not sure
+                http, type="l16", codec="l16le/16000", uuid=answer["uuid"], **{"from": "127.0.0.1"}
+            )
+            assert (status, again["media"]) == (201, answer["media"])
             samples = encode(said, 16000)
             samples = np.concatenate([samples, np.zeros(-len(samples) % 320, np.int16)])
             for at in range(0, len(samples), 320):
@@ -106,6 +110,7 @@ async def test_a_parked_channel_is_asked_for_and_heard_and_its_words_come_back()
             text = sink.words(CHANNEL)
             assert fake.variables[CHANNEL, "CALLSCRIBE_TEXT"] == " ".join(w.text for w in text)
             await fake.until(lambda: len(fake.fired) == len(sink.of(CHANNEL)))
+            assert len(fake.named("sendmsg")) == 1
             types = [json.loads(body)["type"] for _, body in fake.fired]
             assert types[0] == "call.started" and types[-1] == "call.ended"
             assert all(("Channel-UUID", CHANNEL) in headers for headers, _ in fake.fired)

@@ -28,7 +28,7 @@ from bridge.http.access import Access, Refusal, is_loopback
 from bridge.http.announce import BadAnnouncement, Wanted, parse_announcement
 from bridge.http.app import Health, HttpServer, Limits, make_app
 from bridge.http.listener import Connection
-from bridge.media import MediaAddress, MediaRequest
+from bridge.media import MediaAddress, MediaRequest, SrtpKey
 from bridge.metrics import Metrics
 from bridge.types import Announcement, CallInfo, LegName
 
@@ -51,6 +51,7 @@ class FakeService:
         self.paused: list[tuple[str, str | None, bool]] = []
         self.tapped: list[tuple[str, str, str | None]] = []
         self.error: Exception | None = None
+        self.answer: SrtpKey | None = None  # of our own
         self.words = "caller: hello <script>alert(1)</script>\n"
 
     def info(self) -> dict[str, object]:
@@ -82,7 +83,7 @@ class FakeService:
         self.announced.append(announcement)
         self.requested.append(request)
         types = {0: "pcmu/8000", 101: "telephone-event"}
-        return MediaAddress("192.0.2.10", 20742, 30.0, request.codec or "pcmu", types)
+        return MediaAddress("192.0.2.10", 20742, 30.0, request.codec or "pcmu", types, self.answer)
 
     def tap(self, channel: str, call: str, leg: str | None) -> str:
         if self.error is not None:
@@ -212,7 +213,14 @@ async def test_health_in_the_form_of_plain_websocket_clients(
 
 
 async def test_status_in_the_form_of_session_clients() -> None:
-    async with serving(FakeService()) as client:
+    service = FakeService()
+    model = {"model_size": "tones", "device": "cpu", "compute_type": "default"}
+    service.state = replace(GOOD, waiting=1, model=model)
+    service.metrics.call_started("stt")
+    service.metrics.call_refused("busy")
+    for stage, seconds in (("partial", 0.4), ("final", 0.9), ("final", 1.0)):
+        service.metrics.word_latency(stage, seconds)
+    async with serving(service) as client:
         status, body, _ = await client.ask("GET", "/health/status")
     assert status == 200
     assert body == {
@@ -220,7 +228,22 @@ async def test_status_in_the_form_of_session_clients() -> None:
         "accepting_requests": True,
         "reasons": [],
         "checks": {"engine": "ok", "ami": "ok"},
-        "model": {"name": "tones", "ready": True},
+        "model": {
+            "name": "tones",
+            "model_size": "tones",
+            "device": "cpu",
+            "compute_type": "default",
+            "ready": True,
+        },
+        "queue": {
+            "depth": 1,
+            "avg_partial_ms": 400.0,
+            "avg_final_ms": 905.0,
+            "estimated_server_total_ms": 905.0,
+            "accepting_requests": True,
+            "total_requests": 2,
+            "rejected_requests": 1,
+        },
         "sessions": {"active": 3, "max": 2000},
         "capacity": {"estimated_max_concurrent": 8, "current_load_percent": 25.0},
     }
@@ -284,6 +307,7 @@ PROTECTED = [
     ("GET", f"/calls/{UUID}/text"),
     ("POST", "/calls"),
     ("DELETE", f"/calls/{UUID}"),
+    ("POST", f"/calls/{UUID}/rules"),
 ]
 
 
@@ -424,7 +448,10 @@ async def test_announce_makes_a_uuid_that_nobody_can_guess() -> None:
     }
 
 
-KEYS = "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, listen, media, tap"
+KEYS = (
+    "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, recording_consent, "
+    "listen, media, tap"
+)
 BAD: list[tuple[bytes, str]] = [
     (b"", 'the body is not JSON, for example {"leg": "caller"}'),
     (b"leg=caller", 'the body is not JSON, for example {"leg": "caller"}'),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.errors import Busy
 from bridge.http.announce import BadAnnouncement, Wanted, parse_announcement
-from bridge.media import MediaRequest, SrtpKey
+from bridge.media import MediaAddress, MediaRequest, SrtpKey
 from tests.test_http import BEARER, TOKEN, UUID, FakeService, serving
 
 KEY = "inline:WVNfX19zZW1jdGwgKCkgewkyMjA7fQp9CnVubGVz"
@@ -66,6 +66,20 @@ async def test_a_port_is_asked_for_and_told() -> None:
     )
     assert service.requested == [MediaRequest("rtp", "pcma", ("192.0.2.1", 4000), {}, 0.02)]
     assert service.announced[0].leg == "callee"
+
+
+async def test_the_key_of_our_reports_is_told_and_not_logged() -> None:
+    service = FakeService()
+    ours = SrtpKey("AES_CM_128_HMAC_SHA1_80", KEY)
+    service.answer = ours
+    media = {"type": "rtp", "srtp": {"suite": ours.suite, "key": KEY}}
+    async with serving(service, token=TOKEN) as client:
+        status, answer, _ = await client.ask(
+            "POST", "/calls", json={"media": media}, headers=BEARER
+        )
+    assert status == 201
+    assert answer["media"]["srtp"] == {"suite": ours.suite, "key": KEY}
+    assert KEY not in repr(MediaAddress("192.0.2.1", 4000, 0.0, "pcmu", {}, ours))
 
 
 async def test_without_media_nothing_is_different() -> None:

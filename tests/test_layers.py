@@ -17,6 +17,32 @@ CALLS = f"{PURE} bridge.audio.* {TURNS} bridge.leg bridge.call"
 IO = f"{PURE} bridge.config bridge"  # bridge itself: only its version
 AUTH = f"{PURE} bridge.addresses bridge.config bridge.config_auth"
 
+ASSEMBLY = """
+    __main__
+    ami_user
+    audiosocket_user
+    bench.*
+    cli
+    demo
+    demo_*
+    desk
+    doctor
+    doctor_*
+    redacting
+    rtp_stream
+    rtp_taps
+    rtp_user
+    rules_desk
+    server
+    socket_kinds
+    socket_session
+    socket_user
+    supervisor
+    taps
+    unicast
+    worker
+"""
+
 # Module → what of ours it may import besides its own package's insides; the first match counts.
 # Read downwards: whatever stands lower knows more.
 OURS: dict[str, str] = {
@@ -29,6 +55,8 @@ OURS: dict[str, str] = {
     "bridge.accuracy": "",
     "bridge.addresses": "",
     "bridge.contract": PURE,
+    "bridge.redact.stream": "bridge.types",
+    "bridge.redact.*": "",
     "bridge.script": f"{PURE} bridge.audio.*",
     "bridge.recording": f"{PURE} bridge.audio.*",
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
@@ -36,7 +64,8 @@ OURS: dict[str, str] = {
     "bridge.engine.words": PURE,
     "bridge.pausing": PURE,
     "bridge.admission": PURE,
-    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.pausing",
+    "bridge.silence": "",
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.pausing bridge.silence",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
     "bridge.line": "bridge.types bridge.leg bridge.admission",
     "bridge.listening": f"{CALLS} bridge.line",
@@ -44,21 +73,32 @@ OURS: dict[str, str] = {
     "bridge.switchboard": f"{CALLS} bridge.line bridge.admission bridge.joining bridge.listening",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
+    "bridge.rules_text": "",
+    "bridge.rules_types": f"{PURE} bridge.rules_text bridge.pbx.ari_rules",
+    "bridge.rules": f"{PURE} bridge.rules_text bridge.rules_types",
+    "bridge.config_rules": "bridge.config_fields bridge.rules_text",
+    "bridge.rules_actions": f"{PURE} bridge.config_rules bridge.rules_types bridge.egress.ami",
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_limits": "bridge.config_fields",
     "bridge.config_auth": "bridge.config_fields",
     "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
-    "bridge.config_control": "bridge.config_fields bridge.egress.signature",
+    "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
+    "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.farewell": "bridge.types",
     "bridge.logs": "bridge.config",
-    "bridge.metrics": "bridge",
+    "bridge.load": "",
+    "bridge.metrics": "bridge bridge.load",
     "bridge.listeners": f"{IO} bridge.errors",
     "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
     "bridge.transport.*": f"{IO} bridge.transport.*",
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
     "bridge.engine.*": IO,
+    "bridge.recorder.tape": "bridge.types",
+    "bridge.recorder.files": "bridge.errors",
+    "bridge.recorder.recorder": f"{CALLS} bridge.config bridge.recorder.*",
+    "bridge.recorder.*": IO,
     "bridge.media": f"{PURE} bridge.ingress.*",
     "bridge.media_ports": f"{IO} bridge.transport.*",
     "bridge.auth_types": "bridge.errors",
@@ -90,28 +130,72 @@ OURS: dict[str, str] = {
     "bridge.rtp_caller bridge.rtp_script",
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
-    **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "ami_user", "audiosocket_user", "rtp_user", "socket_user",
-        "socket_kinds", "taps", "worker", "supervisor", "cli", "__main__", "demo", "demo_*",
-        "doctor", "doctor_*", "bench.*",
-    )},
+    **{f"bridge.{name}": "bridge bridge.*" for name in ASSEMBLY.split()},
 }  # fmt: skip
 
 PURE_MODULES = """
-    bridge.types bridge.errors bridge.interfaces bridge.audio.* bridge.turns bridge.accuracy
-    bridge.contract bridge.script bridge.ingress.* bridge.engine.slots bridge.engine.align
-    bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
-    bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
+    bridge.accuracy
+    bridge.addresses
+    bridge.audio.*
+    bridge.auth
+    bridge.auth_credentials
+    bridge.auth_jwt
+    bridge.auth_limits
+    bridge.auth_origin
+    bridge.auth_ring
+    bridge.auth_twilio
+    bridge.auth_types
+    bridge.call
+    bridge.capture
+    bridge.capture_file
+    bridge.contract
+    bridge.egress.pending
+    bridge.egress.retry
+    bridge.egress.signature
+    bridge.engine.align
+    bridge.engine.budget
+    bridge.engine.checkpoint_config
     bridge.engine.checkpoint_memory
-    bridge.leg bridge.call bridge.line bridge.switchboard bridge.admission bridge.listening
-    bridge.pausing bridge.joining bridge.egress.signature
-    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.ami_pause
+    bridge.engine.checkpoint_tensors
+    bridge.engine.clock
+    bridge.engine.pauses
+    bridge.engine.rows
+    bridge.engine.slots
+    bridge.engine.words
+    bridge.errors
+    bridge.ingress.*
+    bridge.interfaces
+    bridge.leg
+    bridge.line
+    bridge.load
+    bridge.pbx.ami_consent
+    bridge.pbx.ami_tap
+    bridge.pbx.ami_text
+    bridge.pbx.ari_calls
+    bridge.pbx.ari_channels
+    bridge.pbx.ari_events
+    bridge.pbx.ari_media
+    bridge.pbx.ari_rules
+    bridge.pbx.ari_tap
+    bridge.pbx.ari_taps
     bridge.pbx.esl_text
-    bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
-    bridge.pbx.ari_calls bridge.pbx.ari_taps
-    bridge.rtp_script bridge.capture bridge.capture_file
-    bridge.addresses bridge.auth bridge.auth_types bridge.auth_credentials bridge.auth_limits
-    bridge.auth_twilio bridge.auth_ring bridge.auth_jwt bridge.auth_origin
+    bridge.recorder.tape
+    bridge.redact.*
+    bridge.rtp_script
+    bridge.rules
+    bridge.rules_actions
+    bridge.rules_text
+    bridge.rules_types
+    bridge.script
+    bridge.silence
+    bridge.switchboard
+    bridge.turns
+    bridge.types
+    bridge.admission
+    bridge.joining
+    bridge.listening
+    bridge.pausing
+    bridge.pbx.ami_pause
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -133,9 +217,12 @@ OWNERS = {
     "jwt": "bridge.auth_jwt",
     "cryptography": "bridge.auth_jwt bridge.tls",  # keys; certificates
     "uvloop": "bridge.worker",
+    "re2": "bridge.rules_text",
     "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
     "sounddevice": "bridge.mic",
     "orjson": "bridge.ingress.media_socket",
+    "msgpack": "bridge.ingress.moshi",
+    "sphn": "bridge.ingress.moshi",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",
     "moshi": "bridge.engine.kyutai bridge.engine.kyutai_*",
@@ -143,6 +230,9 @@ OWNERS = {
     "sentencepiece": "bridge.engine.kyutai_*",
     "huggingface_hub": "bridge.engine.checkpoint",
     "py3langid": "bridge.engine.language",
+    "soundfile": "bridge.recorder.sound",
+    "stdnum": "bridge.redact.numbers",
+    "phonenumbers": "bridge.redact.numbers bridge.redacting",
     "G722": "bridge.audio.codecs bridge.audio.encoders",
     "pylibsrtp": "bridge.ingress.srtp",
     "matplotlib": "bridge.bench.* bridge.latency",

@@ -277,6 +277,23 @@ async def test_nobody_gets_in_uninvited(start: Start) -> None:
     assert {event.call.id for event in bridge.sink.events} == {invited}
 
 
+async def test_a_turn_ends_though_no_frames_come_any_more(start: Start) -> None:
+    """A tap by ChanSpy gets none while its party is silent (ASTERISK §4)."""
+    bridge = await start(turns={"partials": False})
+    call = name()
+    with await connected(bridge.port, call) as sock:
+        sock.sendall(frames(encode([1, 2])))
+        await until(lambda: [e for e in bridge.sink.of(call) if isinstance(e.body, EndOfTurn)], 30)
+        sock.sendall(frames(encode([3])))
+        sock.shutdown(socket.SHUT_WR)
+        await bridge.over(call)
+    assert [word.text for word in bridge.sink.words(call)] == ["w001", "w002", "w003"]
+    turns = [e.body for e in bridge.sink.of(call) if isinstance(e.body, EndOfTurn)]
+    assert [(turn.text, turn.reason) for turn in turns] == [
+        ("w001 w002", "pause"), ("w003", "hangup"),
+    ]  # fmt: skip
+
+
 async def test_a_call_that_call_control_ends(start: Start) -> None:
     bridge = await start(turns={"partials": False})
     call = name()

@@ -14,6 +14,7 @@ from bridge.types import (
     Final,
     LegCounts,
     Refused,
+    RuleFired,
     Started,
     Word,
 )
@@ -36,6 +37,10 @@ def event(body: EventBody, *, call: str = "c-1", gap: int = 0) -> CallEvent:
             "type=call.ended words=5 reason=hangup",
         ),
         (Refused("not ready"), r"type=call.refused reason=not\x20ready"),
+        (
+            RuleFired("vip", "hangup", "failed", "gone", 0, 2, "my pin", "my pin", WORDS),
+            "type=rule.fired rule=vip action=hangup outcome=failed words=2",
+        ),
     ],
 )
 def test_one_line_without_what_was_said(body: EventBody, rest: str) -> None:

@@ -1,3 +1,5 @@
+from typing import get_args
+
 from bridge.egress.pending import RANKS, Agenda, Backlog, Pending, Row
 from bridge.types import CallEvent, CallInfo, Ended, EventBody, Final, Partial, Pressed, Started
 
@@ -48,6 +50,10 @@ def test_victims_by_rank_then_age_and_never_flying() -> None:
         order.append(found[1])
         pending.remove(*found)
     assert order == [partial, digits[1], final, end]
+
+
+def test_every_kind_of_event_has_a_rank() -> None:
+    assert set(RANKS) == set(get_args(EventBody))
 
 
 def test_a_victim_is_never_worth_more_than_the_newcomer() -> None:

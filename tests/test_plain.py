@@ -71,7 +71,8 @@ async def test_who_stops_sending_gets_the_last_words() -> None:
     async with bridge() as b, connect(b.url) as ws:
         await ws.send(pcm16([7])[: 2 * 24000 // 4 + 3])
         heard = await until_ended(ws, "turn_ended")
-        assert (texts(heard, "final"), heard[-1]["reason"]) == (said([7]), "asked")
+        assert texts(heard, "final") == said([7])
+        assert heard[-1]["reason"] in ("asked", "pause")  # whichever is noticed first
         await ws.send('{"type":"flush"}')  # nothing new: nothing is said
         await ws.send(b"")
         await ws.send('{"type":"end"}')
@@ -134,7 +135,7 @@ async def test_a_client_that_is_hung_up_on_is_told() -> None:
         await ws.send(bytes(4800))
         await until(lambda: b.server.switchboard.calls)
         b.server.switchboard.hang_up(next(iter(b.server.switchboard.calls)))
-        assert json.loads(await ws.recv())["message"] == "the bridge has ended the call"
+        assert json.loads(await ws.recv())["message"] == "ended by the bridge"
 
 
 def test_it_begins_at_once_and_waits_two_minutes() -> None:

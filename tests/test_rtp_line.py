@@ -21,10 +21,14 @@ from bridge.desk import Desk
 from bridge.engine.tones import encode
 from bridge.errors import BridgeError, Busy
 from bridge.http.announce import BadAnnouncement
+from bridge.ingress import rtcp
+from bridge.ingress.rtp_types import BadMedia
+from bridge.ingress.srtp import Opener, Sealer, keys
+from bridge.line import SILENCE
 from bridge.media import MediaAddress, MediaRequest, SrtpKey
 from bridge.media_ports import REST
 from bridge.server import Server
-from bridge.types import Announcement, CallInfo, LegName, Pressed, Refused
+from bridge.types import Announcement, CallInfo, EndOfTurn, LegName, Pressed, Refused
 from tests.rtp_peer import Clock, Peer
 from tests.test_line import PATIENCE, Sink, assert_a_call, assert_said, name
 from tests.waiting import until
@@ -39,7 +43,7 @@ class Bridge:
         defaults = {
             "engine": {"kind": "tones", "slots": 24},
             "turns": {"partials": False},
-            "rtp": {"ports": "32000-33999"},
+            "rtp": {"ports": "32000-33999", "bye_wait": 0.05},
             "service": {"drain_timeout": 0, "flush_timeout": 10},
         }
         self.sink = Sink()
@@ -374,6 +378,33 @@ async def test_silence_that_is_not_sent_keeps_the_words_after_it_in_place(start:
     assert assert_a_call(bridge.sink.of(call)).seconds == pytest.approx(6.7)
 
 
+async def test_a_turn_ends_though_nothing_comes_any_more(start: Start) -> None:
+    """DTX: in real time, not with the next packet."""
+    bridge = await start()
+    peer = bridge.peer()
+    call, _ = bridge.announce(peer)
+    await bridge.said(peer, call, [1, 2, 3])
+
+    def turns() -> list[str]:
+        return [e.body.text for e in bridge.sink.of(call) if isinstance(e.body, EndOfTurn)]
+
+    await until(turns, PATIENCE)
+    assert turns() == ["w001 w002 w003"]
+    assert bridge.server.switchboard.calls[call].legs["caller"].counts().seconds == 1.2
+    peer.timestamp = (peer.timestamp + 8 * 8000) & 0xFFFFFFFF
+    bridge.clock.skew += 8
+    await bridge.said(peer, call, [4, 5])
+    await until(lambda: len(turns()) == 2, PATIENCE)
+    peer.bye()
+    await bridge.over(call)
+    words = bridge.sink.words(call)
+    assert [word.text for word in words] == ["w001", "w002", "w003", "w004", "w005"]
+    assert [words[0].start, words[3].start] == pytest.approx([0.0, 9.2], abs=0.08)
+    ended = assert_a_call(bridge.sink.of(call))
+    assert ended.seconds == pytest.approx(10.0)
+    assert ended.legs["caller"].silence_inserted == pytest.approx(8.0)
+
+
 # -- who may speak -----------------------------------------------------------------------------
 
 
@@ -465,6 +496,87 @@ async def test_srtp(start: Start) -> None:
     assert [w.text for w in bridge.sink.words(call)] == ["w005", "w006"]
     counts = assert_a_call(bridge.sink.of(call)).legs["caller"]
     assert (counts.frames, counts.packets_invalid) == (40, 10)
+
+
+async def test_reports_under_srtp_are_sealed_with_the_key_that_was_told(start: Start) -> None:
+    """RFC 3711 §3.4: RTCP is not optional there, and in the clear would be nothing to the peer."""
+    pytest.importorskip("pylibsrtp")
+    bridge = await start()
+    peer, suite = bridge.peer(), "AES_CM_128_HMAC_SHA1_80"
+    srtp = SrtpKey(suite, KEY)
+    call, address = bridge.announce(peer, srtp=srtp)
+    assert address.srtp is not None and address.srtp.key != KEY
+    again = bridge.announce(peer, uuid=call, srtp=srtp)[1]
+    assert again.srtp == address.srtp  # a re-INVITE changes no key
+    mine = Sealer(keys(suite, KEY))
+    peer.seal = mine.rtp
+    await bridge.said(peer, call, [5])
+    report = struct.pack(">BBHIQIII", 0x80, 200, 6, peer.ssrc, 1 << 40, 0, 1, 160)
+    peer.send(mine.rtcp(report))
+    await bridge.read(peer)
+    answers: list[bytes] = []
+    while not answers:  # an answer is due some seconds later
+        bridge.clock.skew += 0.5
+        await bridge.said(peer, call, [6])
+        answers += peer.answers()
+    (answer,) = answers
+    assert isinstance(rtcp.parse(answer), str)  # it is not in the clear
+    opened = Opener(keys(address.srtp.suite, address.srtp.key)).rtcp(answer)
+    assert opened is not None
+    first, second = rtcp.parse(opened)  # type: ignore[misc]
+    assert isinstance(first, rtcp.ReceiverReport) and isinstance(second, rtcp.Description)
+    (block,) = first.blocks
+    assert (block.ssrc, block.lost, block.lsr) == (peer.ssrc, 0, 1 << 24)
+    peer.send(mine.rtcp(report + struct.pack(">BBHI", 0x81, 203, 1, peer.ssrc)))
+    await bridge.over(call)
+
+
+async def test_a_leg_that_somebody_else_knows_to_be_over_is_heard_to_its_end(start: Start) -> None:
+    """As of a tap: nothing is sent that says so."""
+    bridge = await start()
+    rtp = bridge.server.rtp
+    assert rtp is not None
+    closed: list[str] = []
+    rtp.on_closed = closed.append
+    peer, never = bridge.peer(), bridge.peer()
+    call, _ = bridge.announce(peer)
+    await bridge.said(peer, call, [1, 2])
+    peer.speak(encode([3])[:2880])  # and some more that is on its way
+    rtp.end(call)
+    await bridge.over(call)
+    ended = assert_a_call(bridge.sink.of(call))
+    assert (ended.reason, ended.legs["caller"].frames) == ("hangup", 40 + 18)
+    assert [w.text for w in bridge.sink.words(call)][:2] == ["w001", "w002"]
+    other, _ = bridge.announce(never)
+    rtp.end(other)
+    assert not bridge.server.switchboard.known(other)
+    rtp.end(other)  # twice is no error
+    assert closed == [call, other]
+
+
+async def test_nobody_is_heard_until_it_is_said_who_sends(start: Start) -> None:
+    bridge = await start(rtp={"ports": "32000-33999", "allow": ["127.0.0.0/8"]})
+    rtp = bridge.server.rtp
+    assert rtp is not None
+    peer, stranger = bridge.peer(), bridge.peer()
+    call, _ = bridge.announce(peer, source=None, held=True)
+    stranger.to = peer.to
+    for sender in (stranger, peer):
+        sender.speak(encode([9]))
+    await asyncio.sleep(0)
+    assert bridge.server.recogniser.used == 0
+    with pytest.raises(BadMedia, match="^from: 192.0.2.7 is in none of the networks of rtp.allow$"):
+        rtp.listen_to(call, ("192.0.2.7", 4000))
+    rtp.listen_to(call, peer.sock.getsockname())
+    assert rtp.source(call) == peer.sock.getsockname()
+    await bridge.said(peer, call, [4, 5])
+    rtp.end(call)
+    await bridge.over(call)
+    assert [w.text for w in bridge.sink.words(call)] == ["w004", "w005"]
+    assert assert_a_call(bridge.sink.of(call)).legs["caller"].packets_foreign == 40
+    with pytest.raises(BadMedia, match="^the port has been closed meanwhile$"):
+        rtp.listen_to(call, peer.sock.getsockname())
+    assert rtp.source(call) is None
 
 
 # -- how calls begin and end -------------------------------------------------------------------
@@ -660,8 +772,10 @@ async def test_counts_are_in_the_api_and_in_the_metrics(start: Start) -> None:
     await bridge.over(call)
     found = Desk(bridge.server).call(call)
     assert found is not None
-    over = found["legs"]["caller"]  # type: ignore[index]
-    assert over == live | {"words": 3, "blocks": 15, "latency": over["latency"]}
+    after = found["legs"]["caller"]  # type: ignore[index]
+    assert after["level"] == SILENCE and after["latency"] > 0
+    now = {"words": 3, "blocks": 15, "level": SILENCE, "latency": after["latency"]}
+    assert after == live | now
     told = metrics(bridge)
     assert told['callscribe_rtp_packets_total{what="received"}'] == 59
     assert told['callscribe_rtp_packets_total{what="lost"}'] == 1

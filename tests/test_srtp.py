@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+import secrets
 import subprocess
 import sys
 from typing import Any
@@ -14,7 +15,8 @@ pylibsrtp = pytest.importorskip("pylibsrtp", reason="pylibsrtp is not installed"
 
 from bridge.ingress.rtp_packet import Packet, build  # noqa: E402
 from bridge.ingress.rtp_types import BadMedia, Keys  # noqa: E402
-from bridge.ingress.srtp import MAX_SSRCS, SUITES, Opener, Sealer, keys  # noqa: E402
+from bridge.ingress.srtp import MAX_SSRCS, SUITES, Opener, Sealer, keys, own_keys  # noqa: E402
+from bridge.ingress.srtp import inline as spelt  # noqa: E402
 
 SUITE = "AES_CM_128_HMAC_SHA1_80"
 KEY = bytes(range(30))
@@ -192,6 +194,13 @@ def test_keys_are_taken_as_sdp_has_them_and_never_shown() -> None:
         made = keys(SUITE, text)
         assert made == Keys(SUITE, KEY)
         assert repr(made) == f"Keys(suite='{SUITE}')"
+
+
+def test_keys_of_our_own_are_what_a_peer_reads_in_the_answer() -> None:
+    for suite in SUITES:
+        made = own_keys(suite, secrets.token_bytes)
+        assert keys(suite, spelt(made)) == made != own_keys(suite, secrets.token_bytes)
+        assert repr(made) == f"Keys(suite='{suite}')"
 
 
 def test_without_the_library_keys_are_refused_with_a_sentence(

@@ -276,6 +276,40 @@ async def test_a_peer_that_does_not_read_loses_only_silence(start: Start, connec
     await until(lambda: user.samples() == 160)
 
 
+async def test_a_peer_can_be_made_to_wait(start: Start, connect: Connect) -> None:
+    """By TCP: what it sends stays with it, until it is read again or the time is over."""
+    port, user = await start(rules=Rules(keepalive="off"))
+    peer = await connect(port)
+    await peer.send(HELLO)
+    await until(lambda: user.connections)
+    (connection,) = user.connections
+    connection.hold(port.now() + 60)
+    connection.hold(port.now())  # the first word counts
+    await peer.send(FRAME * 10)
+    turns = user.turns
+    await until(lambda: user.turns > turns + 50)
+    assert user.samples() == 0
+    connection.release()
+    await until(lambda: user.samples() == 1600)
+    connection.hold(port.now() + 0.05)
+    await peer.send(FRAME)
+    await until(lambda: user.samples() == 1760)
+    connection.hold(port.now() + 60)
+    connection.hang_up()
+    peer.sock.close()
+    await until(lambda: port.connections == 0)
+
+
+async def test_a_peer_that_waits_and_is_gone_is_noticed(start: Start, connect: Connect) -> None:
+    port, user = await start()
+    peer = await connect(port)
+    await peer.send(HELLO)
+    await until(lambda: user.connections)
+    user.connections[0].hold(port.now() + 60)
+    peer.reset()
+    await until(lambda: port.connections == 0)
+
+
 async def test_an_error_of_ours_costs_one_connection(
     start: Start, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:

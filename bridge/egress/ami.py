@@ -28,6 +28,7 @@ from bridge.types import (
     Pressed,
     Refused,
     Resumed,
+    RuleFired,
     Started,
     Word,
 )
@@ -122,7 +123,10 @@ class AmiEgress:
             log.warning("call %s: %s is not set: %s", event.call.id, variable, e)
 
 
-_OPTIONAL = ("Start", "End", "Confidence", "Language", "Reason", "Digit", "By", "Status")
+_RULE = ("Rule", "Rule-Action", "Outcome", "Matched")  # Action itself begins an action
+_OPTIONAL = (
+    "Start", "End", "Confidence", "Language", *_RULE, "Reason", "Digit", "By", "Status"
+)  # fmt: skip
 
 
 def type_of(body: EventBody) -> str:
@@ -148,6 +152,8 @@ def type_of(body: EventBody) -> str:
             return "ended"
         case Refused():
             return "refused"
+        case RuleFired():
+            return "rule"
 
 
 def transcript(event: CallEvent) -> list[tuple[str, str]]:
@@ -187,6 +193,11 @@ def _fields(body: EventBody) -> Fields:
             return {"Status": status, "Text": text, **found}
         case Ended(reason) | Refused(reason):
             return {"Reason": reason}
+        case RuleFired():
+            values = (body.rule, body.action, body.outcome, body.matched)
+            rule = dict(zip(_RULE, values, strict=True))
+            said = {"Turn": str(body.turn), "Text": body.text, **_times(body.words)}
+            return {**rule, "Reason": body.reason, **said}
         case Started():
             return {}
 

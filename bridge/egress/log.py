@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from bridge.contract import event_type
-from bridge.types import CallEvent, Ended, EndOfTurn, Final, Partial, Refused
+from bridge.types import CallEvent, Ended, EndOfTurn, Final, Partial, Refused, RuleFired
 
 log = logging.getLogger("callscribe.events")
 
@@ -35,9 +35,12 @@ def line(event: CallEvent, *, transcripts: bool) -> str:
             parts += [f"words={words}", f"reason={_name(body.reason)}"]
         case Refused(reason=reason):
             parts.append(f"reason={_name(reason)}")
+        case RuleFired() as body:
+            parts += [f"rule={_name(body.rule)}", f"action={body.action}"]
+            parts += [f"outcome={body.outcome}", f"words={len(body.words)}"]
     if event.gap_before:
         parts.append(f"gap_before={event.gap_before}")
-    if transcripts and isinstance(event.body, Partial | Final | EndOfTurn):
+    if transcripts and isinstance(event.body, Partial | Final | EndOfTurn | RuleFired):
         parts.append('text="' + escape(event.body.text).replace('"', '\\"') + '"')
     return " ".join(parts)
 

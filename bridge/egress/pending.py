@@ -7,7 +7,8 @@ agenda, which says whose head is due. A backlog dies with its call.
 Which row goes first when there is no room (`victim`): the lowest rank, and in it the oldest.
   0  partials                       worthless as soon as there is a newer one
   1  call.started, dtmf             the call goes on without them
-  2  transcript.final, turn.ended   what was said
+  2  transcript.final, turn.ended   what was said,
+     rule.fired                     and what was done about it
   3  call.ended, call.refused       without them, call control waits for ever
 """
 
@@ -31,6 +32,7 @@ from bridge.types import (
     Pressed,
     Refused,
     Resumed,
+    RuleFired,
     Started,
 )
 
@@ -43,6 +45,7 @@ RANKS: dict[type[EventBody], int] = {
     Final: 2,
     EndOfTurn: 2,
     Listened: 2,
+    RuleFired: 2,
     Ended: 3,
     Refused: 3,
 }

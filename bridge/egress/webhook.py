@@ -26,7 +26,7 @@ from bridge.config import WebhookSettings
 from bridge.contract import body, event_type
 from bridge.egress.signature import check_secret, sign
 from bridge.errors import DeliveryError
-from bridge.types import CallEvent
+from bridge.types import CallEvent, RuleFired
 
 CONNECTIONS = 32
 ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read to keep the connection
@@ -70,8 +70,11 @@ class Webhook:
         self._session: aiohttp.ClientSession | None = None
 
     def wants(self, event: CallEvent) -> bool:
-        """Whether the settings ask for events of this type."""
+        """Whether the settings ask for events of this type, or a rule names this webhook."""
         prefixes = tuple(self._settings.events)
+        named = self._settings.name
+        if isinstance(event.body, RuleFired) and named and event.body.webhook == named:
+            return True
         return not prefixes or event_type(event).startswith(prefixes)
 
     async def start(self) -> None:

@@ -25,7 +25,7 @@ MAX_TEXT = 256  # characters
 MAX_EXTRA = 16
 
 NAMES = ("channel", "uniqueid", "linkedid", "caller", "callee")
-KEYS = ("uuid", "call", "leg", *NAMES, "extra", "listen", "media", "tap")
+KEYS = ("uuid", "call", "leg", *NAMES, "extra", "recording_consent", "listen", "media", "tap")
 LISTEN_KEYS = ("seconds", "begin")
 MAX_LISTEN = 600  # s that a dialplan may wait for a turn
 TAP_KEYS = ("tap", "channel", "call", "leg")
@@ -69,7 +69,7 @@ class TapWanted:
 
 def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Wanted | TapWanted:
     """Check every key and value; a missing uuid comes from `new_uuid`. Raises `BadAnnouncement`."""
-    given = _object(body)
+    given = json_object(body)
     for key in given:
         if key not in KEYS:
             raise BadAnnouncement(f"{_shown(key)} is not a key; the keys are {', '.join(KEYS)}")
@@ -85,6 +85,7 @@ def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Wanted | Tap
         caller=texts["caller"],
         callee=texts["callee"],
         extra=_extra(given.get("extra", {})),
+        recording_consent=_consent(given.get("recording_consent", False)),
     )
     listen = _listen(given["listen"]) if "listen" in given else None
     leg = _leg(given.get("leg", "caller"))
@@ -105,15 +106,16 @@ def _tap(given: dict[str, object]) -> TapWanted:
     return TapWanted(channel, _text("call", given.get("call", "")), leg)
 
 
-def _object(body: bytes) -> dict[str, object]:
+def json_object(body: bytes, example: str = '{"leg": "caller"}') -> dict[str, object]:
+    """A body that must be one JSON object. Raises `BadAnnouncement`."""
     if len(body) > MAX_BODY:
         raise BadAnnouncement(f"the body is longer than {MAX_BODY} bytes")
     try:
         given = json.loads(body.decode("utf-8"), object_pairs_hook=_without_twins)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise BadAnnouncement('the body is not JSON, for example {"leg": "caller"}') from None
+        raise BadAnnouncement(f"the body is not JSON, for example {example}") from None
     if not isinstance(given, dict):
-        raise BadAnnouncement('the body is not a JSON object, for example {"leg": "caller"}')
+        raise BadAnnouncement(f"the body is not a JSON object, for example {example}")
     return given
 
 
@@ -163,6 +165,12 @@ def _seconds(name: str, value: object) -> float:
     if not 0 < value <= MAX_LISTEN:
         raise BadAnnouncement(f"{name}: expected more than 0 and at most {MAX_LISTEN} seconds")
     return float(value)
+
+
+def _consent(value: object) -> bool:
+    if not isinstance(value, bool):  # "no" must not be taken for a yes
+        raise BadAnnouncement("recording_consent: expected true or false")
+    return value
 
 
 def _extra(value: object) -> dict[str, str]:

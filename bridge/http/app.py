@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from bridge.errors import Busy, DeliveryError
-from bridge.http import control
+from bridge.http import control, recordings, rules
 from bridge.http.access import Access, Check, Refusal
 from bridge.http.announce import (
     MAX_BODY,
@@ -79,7 +79,13 @@ def make_app(
     for path, handler in control.WRITING.items():
         app.router.add_post(path, _checked(access.check_writing, handler))
     app.router.add_post("/calls", _checked(access.check_writing, announce))
+    app.router.add_post("/calls/{id}/rules", _checked(access.check_writing, rules.adder(_body)))
     app.router.add_delete("/calls/{id}", _checked(access.check_writing, hang_up))
+    fetch = _checked(access.check_writing, recordings.fetch)
+    app.router.add_get("/calls/{id}/recording/{leg}", fetch)
+    app.router.add_delete(
+        "/calls/{id}/recording", _checked(access.check_writing, recordings.delete)
+    )
     return app
 
 
@@ -213,6 +219,7 @@ def _announced(service: Service, wanted: Wanted | TapWanted) -> dict[str, object
     if wanted.media is None:
         return answer | {"expires_in": service.announce(announcement)}
     media = service.open_media(announcement, wanted.media)
+    srtp = media.srtp
     return answer | {
         "expires_in": media.expires_in,
         "media": {
@@ -221,6 +228,7 @@ def _announced(service: Service, wanted: Wanted | TapWanted) -> dict[str, object
             "port": media.port,
             "codec": media.codec,
             "payload_types": {str(number): name for number, name in media.payload_types.items()},
+            **({"srtp": {"suite": srtp.suite, "key": srtp.key}} if srtp else {}),
         },
     }
 

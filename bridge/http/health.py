@@ -44,9 +44,14 @@ async def healthy(request: web.Request) -> web.StreamResponse:
 
 
 async def status(request: web.Request) -> web.StreamResponse:
-    """Everything about the health, in the form that clients of the session protocol read."""
+    """Everything about the health, in the form that clients of the session protocol read.
+
+    Requests are calls. The averages are from a word's end to the message that says it, with the
+    model's own delay, over the last words.
+    """
     service = request.app[SERVICE]
-    health = service.health()
+    health, load = service.health(), service.metrics.load
+    final = load.milliseconds("final")
     body = {
         "status": _word(health, "ready"),
         "accepting_requests": health.ready,
@@ -54,7 +59,17 @@ async def status(request: web.Request) -> web.StreamResponse:
         "checks": health.checks,
         "model": {
             "name": service.info().get("engine"),
+            **health.model,
             "ready": health.checks.get("engine") == "ok",
+        },
+        "queue": {
+            "depth": health.waiting,
+            "avg_partial_ms": load.milliseconds("partial"),
+            "avg_final_ms": final,
+            "estimated_server_total_ms": final,
+            "accepting_requests": health.ready,
+            "total_requests": load.calls,
+            "rejected_requests": load.refused,
         },
         "sessions": {"active": health.calls, "max": health.max_calls},
         "capacity": {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from aiohttp import web
@@ -33,6 +34,9 @@ class Health:
     slots: int
     calls: int
     max_calls: int
+    waiting: int = 0  # connections that are not a call yet
+    model: Mapping[str, str] = field(default_factory=dict)
+    """``model_size``, ``device``, ``compute_type``: as session clients know them."""
 
 
 class Service(Protocol):
@@ -86,8 +90,21 @@ class Service(Protocol):
         `plain`: in the characters that channel variables have.
         """
 
+    def add_rule(self, id: str, given: Mapping[str, object]) -> list[str]:
+        """A rule for one call; the names of those it has of its own.
+
+        Raises `ConfigError` for a wrong one, LookupError for an unknown call, ValueError where it
+        cannot be added.
+        """
+
     def hang_up(self, id: str) -> bool:
         """End a call; close ports that were opened for it. False if there is no such call."""
+
+    async def recording(self, id: str, leg: str) -> Path | None:
+        """The file of a leg's recording. Raises TimeoutError when the disk does not answer."""
+
+    async def delete_recording(self, id: str) -> bool:
+        """Delete a call's recording. False if there was none. As `recording`, and OSError."""
 
 
 @dataclass(frozen=True, slots=True)

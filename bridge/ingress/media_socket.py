@@ -13,13 +13,15 @@ Whoever adds a protocol writes one file here, and one line in `bridge.socket_use
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import orjson
 
 from bridge.errors import ProtocolError
+from bridge.ingress.opening import Opening as Opening
+from bridge.ingress.opening import SocketRules as SocketRules
 from bridge.types import CallEvent, CallInfo, Closed, Frame, Heard, LegName, Warned
 
 NEVER = float("inf")
@@ -94,38 +96,6 @@ class LegEnded:
 SocketEvent: TypeAlias = LegBegan | LegAudio | LegDigit | LegAsked | LegEnded | Warned | Closed
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """How a WebSocket was asked for, after it was allowed.
-
-    `query`: percent-decoded, the last of equal names. `headers`: names in lower case. `who`: the
-    name of the key, token or signature that let it in.
-    """
-
-    path: str = "/"
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    who: str = ""
-    offered: Sequence[str] = ()
-    """Subprotocols that the client speaks, in its order."""
-    id: str = "00000000-0000-4000-8000-000000000000"
-    """Of this connection alone: a UUID."""
-
-
-@dataclass(frozen=True, slots=True)
-class SocketRules:
-    """Settings of [websocket] that protocols need. Seconds.
-
-    `patience`: without audio, where a protocol ends a connection for that. `clock`: that of every
-    `now`, for what happens between messages. `step`: what the engine's last step took.
-    """
-
-    start_deadline: float = 5.0
-    patience: float = 10.0
-    clock: Callable[[], float] = lambda: 0.0
-    step: Callable[[], float] = lambda: 0.0
-
-
 class MediaSocket(Protocol):
     """One peer's protocol. `next_at`: when `expire` wants to be called; `NEVER`: not at all."""
 
@@ -162,8 +132,8 @@ class MediaSocket(Protocol):
     def taken(self, leg: LegName) -> None:
         """The leg has its slot."""
 
-    def hung_up(self) -> None:
-        """Call control, or an engine that failed, ends the connection: say what is to be said."""
+    def hung_up(self, reason: str) -> None:
+        """Call control (``bridge``) or the ``engine`` ends a leg, and with it the connection."""
 
     def messages(self) -> Sequence[str | bytes]:
         """What to send now: text as str, binary as bytes. Empties the list."""
@@ -253,7 +223,7 @@ class MediaBase:
     def taken(self, leg: LegName) -> None:
         """Nothing."""
 
-    def hung_up(self) -> None:
+    def hung_up(self, reason: str) -> None:
         """Nothing."""
 
     def messages(self) -> Sequence[str | bytes]:

@@ -117,17 +117,18 @@ def confidence_of(words: Sequence[Word]) -> float:
     return round(sum(w.confidence for w in words) / len(words), 3) if words else 0.0
 
 
-class Solo(MediaBase):
-    """A client that is one leg, from the moment on when the connection is open.
+class Client(MediaBase):
+    """A client that is one leg, or two (`names`), from when the connection is open.
 
     It is over after `idle` seconds without a message. A client that has sent audio and sends no
     more for `stopped` seconds has finished: its last words are asked for, as the recogniser hears
-    nothing while nothing comes. `ended` is called when the leg has said its last.
+    nothing while nothing comes. `ended` is called when the call has said its last.
     """
 
     idle = IDLE
     stopped = STOPPED
     rate = 24000
+    names: tuple[LegName, ...] = ("caller",)
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
@@ -141,15 +142,18 @@ class Solo(MediaBase):
 
     # -- for protocols ---------------------------------------------------------------------------
 
-    def audio(self, samples: Samples, now: float) -> list[SocketEvent]:
-        """The next samples."""
+    def audio(self, now: float, *samples: Samples) -> list[SocketEvent]:
+        """The next samples, as many of each leg."""
         if self._leave_by != NEVER:
             return []
         self._last_audio = now
         start = self.clock
-        self.clock += len(samples)
+        self.clock += len(samples[0])
         self._unasked = True
-        return [*self.open(now), LegAudio("caller", Frame(samples, self.rate, start))]
+        return self.open(now) + [
+            LegAudio(name, Frame(of_leg, self.rate, start))
+            for name, of_leg in zip(self.names, samples, strict=True)
+        ]
 
     def change_rate(self, rate: int) -> None:
         """What comes from now on is at another rate; the leg's clock goes on."""
@@ -159,19 +163,22 @@ class Solo(MediaBase):
     def open(self, now: float) -> list[SocketEvent]:
         """Begin, unless that was done; and somebody has said something."""
         self._last_message = now
-        began = [] if self._started else [self.begin("caller")]
+        began: list[SocketEvent] = []
+        if not self._started:
+            call = self.opening.id if len(self.names) > 1 else ""
+            began = [self.begin(name, call) for name in self.names]
         self.plan()
-        return [*began]
+        return began
 
     def ask(self) -> list[SocketEvent]:
         """All that was said until now; `finalised` is called."""
         self._unasked = False
-        return [LegAsked("caller")]
+        return [LegAsked(name) for name in self.names]
 
     def finish(self, reason: str, farewell: tuple[int, str], now: float) -> list[SocketEvent]:
         """No more audio: the last words, and then `farewell`, which is a code and a sentence."""
         self._farewell = farewell
-        events = self.end("caller", reason)
+        events = [event for name in self.names for event in self.end(name, reason)]
         if not events:  # there is nobody to wait for
             self.leave(*farewell)
         self._leave_by = now + LAST_WORDS
@@ -191,8 +198,8 @@ class Solo(MediaBase):
         """Nothing has come for `idle` seconds."""
         return self.finish("timeout", (NORMAL, f"nothing came for {self.idle:g} seconds"), now)
 
-    def ended(self, event: CallEvent, body: Ended) -> None:
-        """The leg has said its last."""
+    def ended(self, event: CallEvent) -> None:
+        """The call has said its last."""
 
     # -- MediaSocket -----------------------------------------------------------------------------
 
@@ -215,8 +222,9 @@ class Solo(MediaBase):
         self.listened = max(self.listened, heard.at)
 
     def told(self, leg: LegName, event: CallEvent) -> None:
-        if isinstance(event.body, Ended) and self._leave_by != NEVER:
-            self.ended(event, event.body)
+        over = isinstance(event.body, Ended) and self._leave_by != NEVER
+        if over and self.goodbye is None:  # both legs are told of their call's end
+            self.ended(event)
             self.leave(*self._farewell)
 
     def waiting(self) -> float:

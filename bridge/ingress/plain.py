@@ -19,8 +19,8 @@ from bridge.ingress.media_socket import (
     SocketRules,
     parse,
 )
-from bridge.ingress.pcm import Pcm, Solo, confidence_of, rate_of, seconds
-from bridge.types import CallEvent, Ended, EndOfTurn, Final, Heard, LegName, Partial
+from bridge.ingress.pcm import Client, Pcm, confidence_of, rate_of, seconds
+from bridge.types import CallEvent, EndOfTurn, Final, Heard, LegName, Partial
 
 
 def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
@@ -30,7 +30,7 @@ def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[st
     return [key for key in (*shown, query.get("token", "")) if key]
 
 
-class Plain(Solo):
+class Plain(Client):
     """One client. Raises `SocketError` for a rate that nobody has."""
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
@@ -40,7 +40,7 @@ class Plain(Solo):
 
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         (samples,) = self._pcm.feed(message)
-        return self.audio(samples, now)
+        return self.audio(now, samples)
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         """A message that we do not understand costs itself, not the connection."""
@@ -67,8 +67,8 @@ class Plain(Solo):
         self._error(f"not taken: {reason}")
         self.leave(BUSY, f"not taken: {reason}")
 
-    def hung_up(self) -> None:
-        self._error("the bridge has ended the call")
+    def hung_up(self, reason: str) -> None:
+        self._error(f"ended by the {reason}")
 
     # -- out -------------------------------------------------------------------------------------
 
@@ -111,5 +111,5 @@ class Plain(Solo):
                 )
         super().told(leg, event)
 
-    def ended(self, event: CallEvent, body: Ended) -> None:
-        self.say({"type": "ended", "seconds": seconds(body.seconds)})
+    def ended(self, event: CallEvent) -> None:
+        self.say({"type": "ended", "seconds": seconds(self.clock / self.rate)})

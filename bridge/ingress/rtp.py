@@ -19,6 +19,7 @@ from typing import Final
 
 from bridge.audio.codecs import codec
 from bridge.ingress import rtcp
+from bridge.ingress.rtp_bye import Departure
 from bridge.ingress.rtp_dtmf import Digits
 from bridge.ingress.rtp_packet import HEADER, MAX_PACKET, PLAIN, SIZE, is_rtcp, parse
 from bridge.ingress.rtp_playout import Playout
@@ -40,16 +41,17 @@ class Rtp:
     """
 
     __slots__ = (
-        "_closed", "_digits", "_faults", "_heard_at", "_kind", "_out", "_playout", "_reporter",
-        "_rtcp", "_said", "_sealer", "_second", "_sequencer", "_srtp", "_superseded", "_unknown",
-        "next_at", "rules",
+        "_bye", "_closed", "_digits", "_faults", "_heard_at", "_kind", "_out", "_playout",
+        "_reported_at", "_reporter", "_rtcp", "_said", "_sealer", "_second", "_sequencer", "_srtp",
+        "_superseded", "_unknown", "next_at", "rules",
     )  # fmt: skip
 
     def __init__(self, rules: RtpRules, now: float) -> None:
         self.rules = rules
         self.next_at = now + rules.timeout
         self._closed = False
-        self._heard_at = now
+        self._heard_at = self._reported_at = now
+        self._bye = Departure(rules.bye_wait)
         self._srtp = Opener(rules.srtp) if rules.srtp is not None else None
         self._sealer = Sealer(rules.answer) if rules.answer is not None else None
         self._sequencer = Sequencer()
@@ -196,7 +198,7 @@ class Rtp:
             self._faults[f"rtcp_{reports}"] += 1
             return
         self._rtcp += 1
-        self._heard_at = now
+        self._reported_at = now
         ssrc = self._sequencer.ssrc
         for report in reports:
             match report:
@@ -204,8 +206,11 @@ class Rtp:
                     self._reporter.hear(report, now)
                     self.next_at = min(self.next_at, self._reporter.due)
                 case rtcp.Bye() if ssrc in report.ssrcs:
-                    events.extend(self.eof("hangup", now))
-                    return
+                    self._bye.said(now)
+                    if self._bye.over(self._heard_at, now):
+                        events.extend(self.eof("hangup", now))
+                        return
+                    self._arm()
 
     def _report(self, now: float, *, bye: bool = False) -> None:
         """One report waits to be sent at the most: the newest."""
@@ -234,14 +239,22 @@ class Rtp:
         self._playout.pull(now, events)
         if now >= self._reporter.due:
             self._report(now)
-        if now >= self._heard_at + self.rules.timeout:
+        if self._bye.over(self._heard_at, now):
+            events.extend(self.eof("hangup", now))
+        if now >= self._gone_at:
             events.extend(self.eof("timeout", now))
         self._arm()
         return events
 
+    @property
+    def _gone_at(self) -> float:
+        """When the peer is taken for gone if nothing comes."""
+        return max(self._heard_at, self._reported_at) + self.rules.timeout
+
     def _arm(self) -> None:
         self.next_at = min(
-            self._heard_at + self.rules.timeout,
+            self._gone_at,
+            self._bye.due,
             self._playout.due,
             self._digits.deadline,
             self._reporter.due,

@@ -135,11 +135,13 @@ class RtpRules:
     """What was announced about one stream. Times in seconds.
 
     `ssrc` and `cname` are our own, in reports; an SSRC should be random. `answer` are the SRTP
-    keys that the peer was told for what we send.
+    keys that the peer was told for what we send. `bye_wait`: how long after a BYE audio that goes
+    on can still take it back.
     """
 
     payload_types: Mapping[int, PayloadType] = field(default_factory=payload_types)
     timeout: float = 30.0
+    bye_wait: float = 2.0
     jitter_floor: float = 0.02
     jitter_cap: float = 0.2
     conceal: bool = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from bridge.ingress.rtp_types import BadMedia, Keys
@@ -55,6 +56,18 @@ def keys(suite: str, key: str) -> Keys:
     made = Keys(suite, raw)
     _session(made, "SSRC_ANY_INBOUND")
     return made
+
+
+def own_keys(suite: str, random: Callable[[int], bytes]) -> Keys:
+    """A key and salt of our own, of a suite that `keys` has taken. Raises `BadMedia`."""
+    made = Keys(suite, random(SUITES[suite][1]))
+    _session(made, "SSRC_ANY_OUTBOUND")
+    return made
+
+
+def inline(keys: Keys) -> str:
+    """As SDP spells a key (RFC 4568 §6.1)."""
+    return "inline:" + base64.b64encode(keys.key).decode()
 
 
 def _session(keys: Keys, direction: str) -> Session:

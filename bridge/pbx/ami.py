@@ -30,7 +30,9 @@ from panoramisk.message import Message
 
 from bridge.config import Address, AmiSettings
 from bridge.errors import BridgeError, DeliveryError, ProtocolError
+from bridge.pbx.ami_consent import Consents
 from bridge.pbx.ami_pause import PauseWish, pause_wish
+from bridge.pbx.ami_tap import TapAsked, tap_asked
 from bridge.pbx.ami_text import AmiDecoder, AmiValue, Pairs, announcement, encode_action
 from bridge.types import Announcement
 
@@ -58,7 +60,8 @@ class AmiLink:
     """A logged-in AMI session, made again whenever it is lost.
 
     `on_announcement` is called on the event loop for every leg that the dialplan announces,
-    `on_pause` for every call that is not to be heard for a while, or again.
+    `on_pause` for every call that is not to be heard for a while, or again, and `on_tap` for every
+    tap that a client asks for; it raises `BridgeError` where that is in vain.
     `jitter` gives numbers in 0…1. `state` is ``refused`` after a failed authentication, which
     only a restart ends; `last_error` is a sentence without secrets.
     """
@@ -69,6 +72,7 @@ class AmiLink:
         on_announcement: Callable[[Announcement], None],
         *,
         on_pause: Callable[[PauseWish], None] = lambda wish: None,
+        on_tap: Callable[[TapAsked], object] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state: State = "connecting"
@@ -78,6 +82,8 @@ class AmiLink:
         self._settings = settings
         self._where = str(Address(settings.host, settings.port))
         self._on_announcement = on_announcement
+        self._consents = Consents()
+        self._on_tap = on_tap
         self._on_pause = on_pause
         # Made once: reading the system's certificates stops the event loop for 0.1 s
         self._tls = ssl.create_default_context() if settings.tls else None
@@ -147,7 +153,8 @@ class AmiLink:
             return headers
         self.counters["action_errors"] += 1
         text = _text(response)
-        hint = "; in manager.conf, UserEvent needs write = user and Setvar write = call"
+        right = {"UserEvent": "user", "MixMonitor": "system"}.get(name, "call")
+        hint = f"; in manager.conf, {name} needs write = {right}"
         raise DeliveryError(
             f"Asterisk refused {name}: {text}{hint if text == 'Permission denied' else ''}",
             permanent="shutting down" not in text and text != "Authentication Required",
@@ -270,7 +277,9 @@ class AmiLink:
         self.counters["events"] += 1
         try:
             found = announcement(event, self._settings.join_variables)
-            wish = pause_wish(event) if found is None else None
+            found = self._consents.announced(found) if found else self._consents.heard(event)
+            asked = tap_asked(event) if self._on_tap is not None and found is None else None
+            wish = pause_wish(event) if found is None and asked is None else None
         except ProtocolError as e:
             self.counters["bad_announcements"] += 1
             log.warning("AMI: %s", e)
@@ -286,6 +295,20 @@ class AmiLink:
             self.counters["errors"] += 1
             what = f"leg {found.uuid} could not be announced" if found else "a pause failed"
             log.exception("%s", what)
+        if asked is not None:
+            self._tap(asked)
+
+    def _tap(self, asked: TapAsked) -> None:
+        assert self._on_tap is not None
+        self.counters["taps_asked"] += 1
+        try:
+            self._on_tap(asked)
+        except BridgeError as e:
+            self.counters["bad_taps"] += 1
+            log.warning("AMI: a CallscribeTap asks in vain: %s", e)
+        except Exception:  # costs this wish, not the connection
+            self.counters["errors"] += 1
+            log.exception("a CallscribeTap could not be handed on")
 
 
 def _text(response: Message) -> str:

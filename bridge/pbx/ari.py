@@ -22,6 +22,7 @@ from bridge.errors import BridgeError, DeliveryError, ProtocolError
 from bridge.pbx import ari_events
 from bridge.pbx.ari_events import PLACES, TYPES, Replaced, Wish
 from bridge.pbx.ari_http import AriHttp, AriRefused, Events, make_tls, where
+from bridge.pbx.ari_media import AudioSocketMedia, Media
 from bridge.pbx.ari_rules import Rule
 from bridge.pbx.ari_tap import Form, Outcome, Request
 from bridge.pbx.ari_taps import Taps
@@ -49,10 +50,10 @@ def backoff(failures: int, jitter: float) -> float:
 class AriLink:
     """ARI's events and requests, made again whenever they are lost.
 
-    `announce` and `outcome`: see `Taps`. `address` is where Asterisk reaches our AudioSocket, for
-    the form external_media. `state` is ``refused`` after a failed authentication, which only a
-    restart ends, and ``replaced`` while another client has our application's name; `last_error`
-    is a sentence without secrets. `jitter` gives numbers in 0…1.
+    `announce` and `outcome`: see `Taps`; `media`: for the form external_media. `state` is
+    ``refused`` after a failed authentication, which only a restart ends, and ``replaced`` while
+    another client has our application's name; `last_error` is a sentence without secrets. `jitter`
+    gives numbers in 0…1.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class AriLink:
         announce: Callable[[Announcement], object],
         outcome: Callable[[str, str, LegName], Outcome],
         *,
-        address: str = "",
+        media: Media | None = None,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state: State = "connecting"
         self.last_error = ""
         self.taps = Taps(
-            Form(settings.app, settings.form, settings.context, address),
+            Form(settings.app, settings.form, settings.context, media or AudioSocketMedia()),
             [Rule(r.context, r.exten, r.endpoint, tuple(r.legs)) for r in settings.taps],
             announce,
             outcome,
@@ -99,10 +100,11 @@ class AriLink:
     async def close(self, *, leave: bool = False) -> None:
         """Remove what we have made in Asterisk, and let go. Idempotent.
 
-        `leave`: another process takes over; what is heard stays, and ends by itself.
+        `leave`: another process takes over; what is heard stays, and ends by itself, where the
+        form can do that.
         """
         task, self._task = self._task, None
-        if self.state == "up" and not leave:
+        if self.state == "up" and not (leave and self.taps.stays):
             self.taps.stop()
             self._turn()
             if self._asking:
@@ -129,6 +131,11 @@ class AriLink:
         found = self.taps.tap(channel, Wish(call, leg), self._clock())
         self._turn()
         return found
+
+    def unheard(self, uuid: str) -> None:
+        """See `Taps.unheard`."""
+        self.taps.unheard(uuid, self._clock())
+        self._turn()
 
     def _unavailable(self) -> DeliveryError:
         because = f": {self.last_error}" if self.last_error else ""
@@ -284,7 +291,7 @@ class AriLink:
     async def _carry_out(self, http: AriHttp, request: Request) -> None:
         self.counters["requests"] += 1
         status, text = await http.ask(request.method, request.path, dict(request.params))
-        said = text if status == 0 else "" if status < 300 else ari_events.error_text(text)
+        said = text if status < 300 else ari_events.error_text(text)
         try:
             self.taps.answered(request, status, said, self._clock())
         except Exception:

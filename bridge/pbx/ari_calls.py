@@ -291,7 +291,8 @@ class TappedCalls:
         tap.adopt(uuid, pieces, now)
         self.by_channel[id] = call
         self.by_uuid[uuid] = (call, tap)
-        self.counters["adopted"] += 1
+        self.counters["adopted" if tap.state == "up" else "begun_anew"] += 1
+        self.alarms.set(call, tap)
 
     def begin(self, call: TappedCall, tap: Tap, now: float) -> None:
         """An attempt at a tap that waits."""

@@ -1,10 +1,10 @@
-"""One leg's tap: a snoop of its channel, and the way from there to our AudioSocket. Pure.
+"""One leg's tap: a snoop of its channel, and the way from there to us. Pure.
 
 Two forms (both seen with Asterisk 22.10; first frame about 20 ms after the first request):
 
 dialplan        snoop → continue in [callscribe-snoop] → Dial(AudioSocket/…). Ends by itself, with
                 the call, with us, or with the snoop: nothing is ever left over.
-external_media  snoop and an AudioSocket media channel in a mixing bridge of their own. Needs no
+external_media  snoop and a media channel (ari_media) in a mixing bridge of their own. Needs no
                 dialplan; whichever of the three ends first, we delete the other two.
 
 Each attempt has a UUID of its own, which names the audio's connection and, as ``app-s-UUID``
@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 from urllib.parse import quote
 
+from bridge.errors import BridgeError
+from bridge.pbx.ari_media import AudioSocketMedia, Media
 from bridge.types import LegName
 
 PATIENCE = 3.0  # s for each step; an idle Asterisk takes 2 ms, and its audio 20
@@ -42,12 +44,12 @@ _PIECE = re.compile(r"-([smb])-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How what is heard comes to us. `address`: of our AudioSocket, for external_media."""
+    """How what is heard comes to us. `media`: for external_media."""
 
     app: str = "callscribe"
     kind: Literal["dialplan", "external_media"] = "dialplan"
     context: str = "callscribe-snoop"
-    address: str = "127.0.0.1:9092"
+    media: Media = field(default_factory=AudioSocketMedia)
 
     def name(self, piece: Piece, uuid: str) -> str:
         """What a piece is called in Asterisk."""
@@ -64,6 +66,11 @@ class Form:
     def pieces(self) -> tuple[Piece, ...]:
         """All that a tap which is up consists of."""
         return ("s",) if self.kind == "dialplan" else ("s", "m", "b")
+
+    @property
+    def stays(self) -> bool:
+        """Whether a process can hear on what another has begun."""
+        return self.kind == "dialplan" or self.media.stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ class Tap:
         self._outcome = outcome
         self._until = 0.0
         self._made: set[Piece] = set()  # that may be there
-        self._needs: set[Piece] = set()  # that are not there yet
+        self._needs: set[str] = set()  # pieces, and "media" for its answer, not there yet
 
     @property
     def live(self) -> bool:
@@ -176,36 +183,43 @@ class Tap:
 
     def _connect(self, now: float) -> None:
         self._made |= {"m", "b"}
-        self._needs = {"m", "b"}
+        media = self._form.media
+        self._needs = {"m", "b", "media"} if media.answers else {"m", "b"}
         self._step("connecting", now)
         self._ask(
             "media",
             "/channels/externalMedia",
             app=self._form.app,
             channelId=self._name("m"),
-            external_host=self._form.address,
-            encapsulation="audiosocket",
-            transport="tcp",
-            data=self.uuid,
-            format="slin",
+            **media.ask(self.uuid),
         )
         self._ask("bridge", "/bridges", type="mixing", bridgeId=self._name("b"))
 
-    def _is_there(self, piece: Piece, now: float) -> None:
-        self._needs.discard(piece)
+    def _is_there(self, what: str, now: float) -> None:
+        self._needs.discard(what)
         if self.state == "connecting" and not self._needs:
             self._step("joining", now)
             members = f"{self._name('s')},{self._name('m')}"
             self._ask("join", f"/bridges/{self._name('b')}/addChannel", channel=members)
 
     def answered(self, step: str, status: int, text: str, now: float, jitter: float) -> None:
-        """What ARI said to a request; status 0: nothing, and `text` says why."""
+        """What ARI said to a request; status 0: nothing, and `text` says why.
+
+        Of the media channel `text` is the whole answer.
+        """
         if self.state not in ("snooping", "connecting", "joining"):
             return
         if not 200 <= status < 300:
             self.fail(_refused(step, status, text), now, jitter)
         elif step == "bridge":
             self._is_there("b", now)
+        elif step == "media" and "media" in self._needs:
+            try:
+                self._form.media.told(self.uuid, text)
+            except BridgeError as e:
+                self.fail(Failure("error", str(e)), now, jitter)
+            else:
+                self._is_there("media", now)
         elif step == "join":
             self._until = now + PATIENCE
             self.state, self.due = "arriving", now + LOOK
@@ -237,6 +251,10 @@ class Tap:
     def ended(self, piece: Piece, now: float) -> None:
         """A piece is gone. Mostly because the call is over, which will be told in a moment."""
         self._made.discard(piece)
+        self.unheard(now)
+
+    def unheard(self, now: float) -> None:
+        """As `ended`, where it is our own side that hears nothing any more."""
         if self.state in ("waiting", "ending", "over"):
             return
         came = self._outcome(self) if self.state in ("arriving", "up") else "gone"
@@ -267,6 +285,7 @@ class Tap:
         if self.state not in ("up", "arriving", "over"):
             self.state, self.failure = "waiting", why
             self._made.clear()  # found by name when ARI is back
+            self._form.media.over(self.uuid)
 
     def found(self, pieces: set[Piece], now: float) -> None:
         """ARI is back, and these are what there is of this attempt."""
@@ -277,9 +296,15 @@ class Tap:
             self.ended(piece, now)
 
     def adopt(self, uuid: str, pieces: set[Piece], now: float) -> None:
-        """Another process began this, and it is up."""
+        """Another process began this, and it is up.
+
+        Where that one would not be missed if it were gone, it is taken down and begun anew.
+        """
         self.uuid, self.adopted, self._made = uuid, True, set(pieces)
         self.state, self.up_at, self.due = "up", now, None
+        if not self._form.stays:
+            self._clean()
+            self.state, self.due = "waiting", now
 
     def end(self, why: Failure | None = None) -> None:
         """For good. Removes what there may be."""
@@ -295,6 +320,8 @@ class Tap:
         for piece in sorted(self._made):
             self._send(delete(piece, self._name(piece)))
         self._made.clear()
+        if self.uuid:
+            self._form.media.over(self.uuid)
 
     def _name(self, piece: Piece) -> str:
         return self._form.name(piece, self.uuid)
@@ -307,7 +334,7 @@ class Tap:
             context = self._form.context
             hint = f"is [{context}] in extensions.conf, and CALLSCRIBE there where we listen?"
         else:
-            hint = f"does callscribe listen at {self._form.address}, as Asterisk sees it?"
+            hint = self._form.media.hint()
         return Failure("no_audio", f"no audio came from Asterisk; {hint}")
 
 

@@ -7,7 +7,8 @@ kept there.
 
 ari_events     what ARI says              ari_channels   who talks with whom
 ari_rules      calls tapped unasked       ari_calls      which calls are tapped, and their legs
-ari_tap        one leg's tap              here           what happens, and when
+ari_tap        one leg's tap              ari_media      the ways of its audio
+here           what happens, and when
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Taps:
         )  # fmt: skip
         self.counters = self._calls.counters
         self.by_place = any(rule.of_place for rule in self._calls.rules)
+        self.stays = form.stays
 
     # -- ARI comes and goes -------------------------------------------------------------------
 
@@ -198,6 +200,14 @@ class Taps:
             call, tap = self._calls.by_uuid[ours[1]]
             before = tap.standing
             tap.ended(ours[0], now)
+            self._calls.judge(call, tap, before, now)
+
+    def unheard(self, uuid: str, now: float) -> None:
+        """The leg of this UUID is over on our side, and Asterisk does not know."""
+        if uuid in self._calls.by_uuid:
+            call, tap = self._calls.by_uuid[uuid]
+            before = tap.standing
+            tap.unheard(now)
             self._calls.judge(call, tap, before, now)
 
     def _arrived(self, channel: Channel, args: tuple[str, ...], now: float) -> None:

@@ -45,6 +45,9 @@ class DatagramIngress(Protocol):
     def data_to_send(self) -> Sequence[bytes]:
         """See `bridge.interfaces.Ingress`."""
 
+    def eof(self, reason: str, now: float) -> Sequence[IngressEvent]:
+        """The stream is over: what waits is heard, then `Closed`."""
+
     def hang_up(self, now: float) -> None:
         """Say goodbye, where the protocol has one."""
 
@@ -328,6 +331,15 @@ class UdpPort:
         self.due = math.inf
         self._ports.drop(self)
         self._ports.user.closed(self)
+
+    def end(self, reason: str) -> None:
+        """The peer is known to have ended: what has come is heard, then `Closed` is told."""
+        now = self._ports.now()
+        self._drain()
+        self._hand_over(now)
+        if self.ingress is not None:
+            self._tell(self.ingress.eof(reason, now), now)
+        self.close()  # if nobody has done so at `Closed`
 
     def hang_up(self) -> None:
         """Say goodbye and close. Idempotent; no more events."""

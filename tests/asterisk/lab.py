@@ -20,21 +20,22 @@ SAMPLES = Path(__file__).parents[2] / "asterisk"
 ROOT = Path(os.environ.get("CALLSCRIBE_LAB", "/var/lib/callscribe-lab"))
 PREFIX = "callscribe-lab-"
 BOOT, STOP, CLI = 20.0, 10.0, 10.0  # s
-RTP_PORTS = 400  # for Asterisk, two a call
+RTP_PORTS = 300  # for Asterisk, two a call
 PHONE_PORTS = 100  # above those, for phones
+BRIDGE_PORTS = 100  # above those, for a bridge
 
 # What the samples need, and what a softphone and the tests need beside it. With autoload the same
 # samples work; without it the log holds nothing but what is about us.
 MODULES = """
-app_audiosocket app_chanspy app_dial app_echo app_exec app_originate app_playback app_senddtmf
-app_stack app_userevent bridge_builtin_features bridge_native_rtp bridge_simple chan_audiosocket
-chan_pjsip codec_alaw codec_gsm codec_resample codec_ulaw format_gsm format_pcm format_sln
-format_wav func_callerid func_channel func_curl func_dialplan func_global func_logic func_shell
-func_strings func_uuid pbx_config res_audiosocket res_clioriginate res_curl res_pjproject res_pjsip
-res_pjsip_caller_id res_pjsip_dtmf_info res_pjsip_endpoint_identifier_anonymous
-res_pjsip_logger res_pjsip_nat res_pjsip_pubsub
-res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session res_rtp_asterisk res_sorcery_astdb
-res_sorcery_config res_sorcery_memory res_timing_timerfd
+app_audiosocket app_chanspy app_dial app_echo app_exec app_mixmonitor app_originate app_playback
+app_senddtmf app_stack app_userevent bridge_builtin_features bridge_native_rtp bridge_simple
+chan_audiosocket chan_pjsip codec_alaw codec_gsm codec_resample codec_ulaw format_gsm format_pcm
+format_sln format_wav func_callerid func_channel func_curl func_dialplan func_global func_logic
+func_shell func_strings func_uuid pbx_config res_audiosocket res_clioriginate res_curl res_pjproject
+res_pjsip res_pjsip_caller_id res_pjsip_dtmf_info res_pjsip_endpoint_identifier_anonymous
+res_pjsip_logger res_pjsip_nat res_pjsip_pubsub res_pjsip_rfc3326 res_pjsip_sdp_rtp
+res_pjsip_session res_rtp_asterisk res_sorcery_astdb res_sorcery_config res_sorcery_memory
+res_timing_timerfd
 """.split()
 
 # Files that Asterisk complains about when they are missing, though empty ones do.
@@ -58,6 +59,10 @@ exten => both,1,Answer()
  same => n,Gosub(callscribe-dial,s,1(${{LAB_CALLEE}}))
  same => n,UserEvent(LabAfter,Call: ${{CALLSCRIBE_CALL}},Dial: ${{DIALSTATUS}})
  same => n,Hangup()
+exten => agreeing,1,Set(CALLSCRIBE_CONSENT=1)
+ same => n,Goto(caller,1)
+exten => agreeingboth,1,Set(CALLSCRIBE_CONSENT=1)
+ same => n,Goto(both,1)
 exten => callee,1,Answer()
  same => n,Playback(${{LAB_CALLEE_SAYS}})
  same => n,Hangup()
@@ -155,7 +160,7 @@ def sweep() -> None:
 
 
 class Lab:
-    """One Asterisk. `ami`, `sip`: its ports; `phones`: first of PHONE_PORTS for RTP.
+    """One Asterisk. `ami`, `sip`: its ports; `phones`, `bridge`: first of ports for their RTP.
 
     `secret`: of the AMI users callscribe and lab.
     """
@@ -179,8 +184,9 @@ class Lab:
         for name in ("run", "log", "var", "var/keys", "sounds"):
             (self.outside / name).mkdir()
         modules = next(ROOT.glob("usr/lib/*/asterisk/modules"))
-        rtp = free_range(RTP_PORTS + PHONE_PORTS)
+        rtp = free_range(RTP_PORTS + PHONE_PORTS + BRIDGE_PORTS)
         self.phones = rtp + RTP_PORTS
+        self.bridge = self.phones + PHONE_PORTS
         files = {
             "asterisk": ASTERISK.format(home=self.inside, modules=f"/{modules.relative_to(ROOT)}"),
             "extensions": DIALPLAN.format(closed=self.closed),

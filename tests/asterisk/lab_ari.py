@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
-from lab import MODULES, PHONE_PORTS, Lab, LabError, free_port
+import lab as laboratory
+import pytest
+from lab import BRIDGE_PORTS, MODULES, Lab, LabError, free_port
 from lab_wait import WAIT, Watched
 
 from bridge.config import from_dict
@@ -66,7 +69,17 @@ exten => _2XX,1,Goto(call,1)
 exten => _3XX,1,Goto(call,1)
 [callscribe-phone](+)
 exten => talk,1,Goto(ari,call,1)
+exten => hear,1,Answer()
+ same => n,Wait(60)
 """
+
+
+FORMS: dict[str, dict[str, str]] = {
+    "dialplan": {"form": "dialplan"},
+    "external_media": {"form": "external_media"},
+    "rtp": {"form": "external_media", "encapsulation": "rtp"},
+}
+"""What [ari] says of each way of a tap's audio."""
 
 
 class AriLab(Lab):
@@ -95,6 +108,21 @@ class AriLab(Lab):
     def url(self) -> str:
         """ari.url."""
         return f"http://127.0.0.1:{self.ari}/ari"
+
+
+def boot() -> Iterator[AriLab]:
+    """For a fixture: without a laboratory skip, or fail where there must be one."""
+    if why := laboratory.missing():
+        if os.environ.get("CALLSCRIBE_REQUIRE_LAB") == "1":
+            pytest.fail(why)
+        pytest.skip(why)
+    lab = AriLab()
+    try:
+        lab.start()
+        lab.boot = lab.log()
+        yield lab
+    finally:
+        lab.stop()
 
 
 class Rest:
@@ -159,7 +187,8 @@ class Rest:
                 found = {
                     name: channel
                     for name, channel in (await self.channels()).items()
-                    if not name.startswith(("Snoop/", "AudioSocket/")) and channel["state"] == "Up"
+                    if not name.startswith(("Snoop/", "AudioSocket/", "UnicastRTP/"))
+                    and channel["state"] == "Up"
                 }
                 if len(found) == count:
                     return found
@@ -269,7 +298,7 @@ def settings(lab: AriLab, port: int, slots: int, ari: dict[str, Any]) -> dict[st
     """A configuration of a bridge that taps `lab`."""
     base = {"url": lab.url, "username": "callscribe", "password": lab.secret}
     return {
-        "rtp": {"listen": "127.0.0.1", "ports": f"{lab.phones}-{lab.phones + PHONE_PORTS - 1}"},
+        "rtp": {"listen": "127.0.0.1", "ports": f"{lab.bridge}-{lab.bridge + BRIDGE_PORTS - 1}"},
         "engine": {"kind": "tones", "slots": slots},
         "audiosocket": {"listen": f"127.0.0.1:{port}"},
         "ari": base | ari,
@@ -279,13 +308,21 @@ def settings(lab: AriLab, port: int, slots: int, ari: dict[str, Any]) -> dict[st
 
 @asynccontextmanager
 async def serve(
-    lab: AriLab, *, slots: int = 32, wait: bool = True, **ari: Any
+    lab: AriLab,
+    *,
+    slots: int = 32,
+    wait: bool = True,
+    more: dict[str, Any] | None = None,
+    **ari: Any,
 ) -> AsyncIterator[Tapping]:
-    """A bridge with these settings in [ari], logged in, where the dialplan's CALLSCRIBE points."""
+    """A bridge with these settings in [ari], logged in, where the dialplan's CALLSCRIBE points.
+
+    `more`: sections besides.
+    """
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     told = Told()
-    server = Server(from_dict(settings(lab, port, slots, ari)), sinks=[told])
+    server = Server(from_dict(settings(lab, port, slots, ari) | (more or {})), sinks=[told])
     link = server.ari
     assert link is not None
     try:

@@ -158,6 +158,13 @@ class Bridge:
         """Of its HTTP side."""
         return self._url
 
+    async def add_rule(self, call: str, rule: dict[str, Any], token: str = TOKEN) -> int:
+        """POST /calls/{call}/rules: the status."""
+        headers = {"Authorization": f"Bearer {token}"}
+        url = f"{self._url}/calls/{call}/rules"
+        async with self._session.post(url, headers=headers, json=rule) as answer:
+            return answer.status
+
     async def hang_up(self, call: str, token: str = TOKEN) -> int:
         """DELETE /calls/{call}: the status."""
         headers = {"Authorization": f"Bearer {token}"}
@@ -223,7 +230,7 @@ AMI = """
 [ami]
 host = "127.0.0.1"
 port = {port}
-username = "callscribe"
+username = "{user}"
 secret = "{secret}"
 """
 
@@ -238,8 +245,12 @@ async def serve(
     slots: int = 32,
     more: str = "",
     ami: str = AMI,
+    user: str = "callscribe",
 ) -> AsyncIterator[Bridge]:
-    """A bridge that the lab's dialplan calls and that is logged in at it."""
+    """A bridge that the lab's dialplan calls and that is logged in at it, as AMI's `user`.
+
+    `more`: further settings, as TOML.
+    """
     port, http = free_port(), free_port()
     config = folder / "bridge.toml"
     config.write_text(
@@ -249,11 +260,12 @@ async def serve(
             port=port,
             http=http,
             token=TOKEN,
-            ami=ami.format(port=lab.ami, secret=lab.secret),
+            ami=ami.format(port=lab.ami, user=user, secret=lab.secret),
             more=more,
             hook=hook.url,
             secret=SECRET,
         )
+        + more
     )
     async with aiohttp.ClientSession(trust_env=False) as session:
         bridge = Bridge(port, http, folder / "bridge.log", session)

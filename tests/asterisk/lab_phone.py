@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from lab import Lab, free_port
+from lab_wait import WAIT
 
 MODULES = Path("/usr/lib/baresip/modules")
 STOP = 5.0  # s
 
 BARESIP = """
-sip_listen 127.0.0.1:0
+sip_listen 127.0.0.1:{port}
 audio_player aufile,{folder}/heard.wav
 audio_source aufile,{folder}/says.wav
 audio_alert aufile,{folder}/alert.wav
@@ -108,8 +109,14 @@ async def end(process: asyncio.subprocess.Process) -> None:
 class Softphone:
     """baresip in a call. Commands are its keys, read from its stdin."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, said: Path) -> None:
+        self._process, self._said = process, said
+
+    async def ready(self) -> None:
+        """Until it takes calls."""
+        async with asyncio.timeout(WAIT):
+            while "baresip is ready" not in self._said.read_text("utf-8", "replace"):  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.05)
 
     async def press(self, digit: str) -> None:
         """A key during the call: DTMF (RFC 4733)."""
@@ -121,23 +128,47 @@ class Softphone:
 @asynccontextmanager
 async def softphone(lab: Lab, folder: Path, wav: bytes, to: str) -> AsyncIterator[Softphone]:
     """A softphone that dials `to` and says `wav`; hangs up on the way out."""
-    home = folder / "phone"
+    dial = ("-e", f"/dial sip:{to}@127.0.0.1:{lab.sip}")
+    async with _baresip(folder / "phone", "alice", wav, 0, *dial) as phone:
+        yield phone
+
+
+@asynccontextmanager
+async def answering(folder: Path, wav: bytes, name: str = "bob") -> AsyncIterator[str]:
+    """A softphone that answers any call and says `wav`. Its SIP address."""
+    port = free_port(socket.SOCK_DGRAM)
+    async with _baresip(folder / name, name, wav, port, answers=True) as phone:
+        await phone.ready()
+        yield f"sip:{name}@127.0.0.1:{port}"
+
+
+def _furnish(home: Path, name: str, wav: bytes, port: int, answers: bool) -> None:
+    """baresip's directory."""
     home.mkdir()
     (home / "says.wav").write_bytes(wav)
     shutil.copy("/usr/share/baresip/ring.wav", home / "alert.wav")
-    (home / "config").write_text(BARESIP.format(folder=home, modules=MODULES))
-    (home / "accounts").write_text("<sip:alice@127.0.0.1>;regint=0;audio_codecs=PCMU\n")
+    (home / "config").write_text(BARESIP.format(folder=home, modules=MODULES, port=port))
+    mode = ";answermode=auto" if answers else ""
+    (home / "accounts").write_text(f"<sip:{name}@127.0.0.1>;regint=0;audio_codecs=PCMU{mode}\n")
     (home / "contacts").write_text("")
+
+
+@asynccontextmanager
+async def _baresip(
+    home: Path, name: str, wav: bytes, port: int, *arguments: str, answers: bool = False
+) -> AsyncIterator[Softphone]:
+    """baresip with a directory of its own. `port` 0: the kernel's choice."""
+    _furnish(home, name, wav, port, answers)
     said = home / "log"
     with said.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *("baresip", "-f", str(home), "-e", f"/dial sip:{to}@127.0.0.1:{lab.sip}"),
+            *("baresip", "-f", str(home), *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
         )
     try:
-        yield Softphone(process)
+        yield Softphone(process, said)
     except BaseException as e:
         e.add_note(f"the softphone said: {said.read_text('utf-8', 'replace')[-3000:]}")
         raise
@@ -147,14 +178,17 @@ async def softphone(lab: Lab, folder: Path, wav: bytes, to: str) -> AsyncIterato
         await end(process)
 
 
-async def many(lab: Lab, folder: Path, ulaw: bytes, to: str, *, calls: int, rate: int) -> str:
+async def many(
+    lab: Lab, folder: Path, ulaw: bytes, to: str, *, calls: int, rate: int, after: float = 0.5
+) -> str:
     """That many SIP calls to `to`, `rate` a second, each saying `ulaw` (mu-law, 8 kHz) whole.
 
-    Returns what SIPp printed. Raises AssertionError when a call failed.
+    `after`: seconds until it hangs up, by which SIPp may be late with its audio. Returns what SIPp
+    printed. Raises AssertionError when a call failed.
     """
     file, scenario = folder / "says.ulaw", folder / "caller.xml"
     file.write_bytes(ulaw)
-    milliseconds = len(ulaw) // 8 + 500
+    milliseconds = len(ulaw) // 8 + round(1000 * after)
     scenario.write_text(
         SIPP.replace("{file}", str(file)).replace("{milliseconds}", str(milliseconds))
     )

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import lab as laboratory
 import lab_ami
 import lab_ari
 import lab_phone
@@ -22,11 +20,11 @@ import numpy as np
 import pytest
 from lab import LabError
 from lab_ami import Ami
-from lab_ari import AriLab, Rest, Tapping
+from lab_ari import FORMS, AriLab, Rest, Tapping
 from lab_audio import to_wav
 from lab_bridge import texts
 
-from bridge import doctor_ari
+from bridge import doctor_ari, rtp_taps
 from bridge.config import Settings, from_dict
 from bridge.engine.tones import encode
 from bridge.errors import DeliveryError
@@ -40,23 +38,14 @@ LONG = list(range(50))  # 20 s
 LEGS: tuple[tuple[LegName, list[int]], ...] = (("caller", WORDS), ("callee", OTHERS))
 CHANNELS = (("Local/call@", ";2"), ("Local/callee@", ";1"))
 EVERY_CALL = [{"endpoint": "*"}]
+ALL_FORMS = pytest.mark.parametrize("form", list(FORMS))
 BOTH_FORMS = pytest.mark.parametrize("form", ["dialplan", "external_media"])
 
 
 @pytest.fixture(scope="module")
 def _asterisk() -> Iterator[AriLab]:
     """As the fixture of that name in conftest.py."""
-    if why := laboratory.missing():
-        if os.environ.get("CALLSCRIBE_REQUIRE_LAB") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
-    lab = AriLab()
-    try:
-        lab.start()
-        lab.boot = lab.log()
-        yield lab
-    finally:
-        lab.stop()
+    yield from lab_ari.boot()
 
 
 @pytest.fixture
@@ -89,6 +78,11 @@ def sound(lab: AriLab, name: str, words: list[int], after: float = 0.5) -> str:
     return lab.sound(name, to_wav(np.concatenate([quiet, encode(words), last])))
 
 
+def with_ami(lab: AriLab) -> dict[str, Any]:
+    """The sample's account of AMI, for a bridge."""
+    return {"ami": {"port": lab.ami, "username": "callscribe", "secret": lab.secret}}
+
+
 async def call(lab: AriLab, ami: Ami, exten: str = "call", words: list[int] = WORDS) -> None:
     """A call whose caller says these words, and whose callee says the others."""
     await ami.originate(exten, sound(lab, f"says-{uuid4()}", words), context="ari")
@@ -106,11 +100,11 @@ async def both_heard(bridge: Tapping) -> str:
 # -- what is heard, and of whom -----------------------------------------------------------------
 
 
-@BOTH_FORMS
+@ALL_FORMS
 async def test_both_legs_of_a_call_are_told_apart(
     lab: AriLab, ami: Ami, rest: Rest, form: str
 ) -> None:
-    async with lab_ari.serve(lab, form=form, taps=EVERY_CALL) as bridge:
+    async with lab_ari.serve(lab, **FORMS[form], taps=EVERY_CALL) as bridge:
         await call(lab, ami)
         await bridge.until_up(2)
         caller, callee = await rest.find("Local/call@ari", ";2"), await rest.find("Local/callee")
@@ -191,7 +185,7 @@ async def test_ten_calls_at_once(lab: AriLab, ami: Ami, rest: Rest) -> None:
     assert lab.cli("core show channels count").startswith("0 active channels")
 
 
-@pytest.mark.parametrize("format", ["ulaw", "alaw", "slin16"])
+@pytest.mark.parametrize("format", ["alaw", "slin16"])
 async def test_both_legs_come_by_rtp_as_external_media(
     lab: AriLab, ami: Ami, rest: Rest, format: str
 ) -> None:
@@ -223,10 +217,16 @@ async def test_both_legs_come_by_rtp_as_external_media(
 
 
 async def test_the_dialplan_asks_for_its_call_to_be_heard(lab: AriLab, ami: Ami) -> None:
-    async with lab_ari.serve(lab) as bridge:
+    """AMI tells of it too, and it is taken once."""
+    async with lab_ari.serve(lab, more=with_ami(lab)) as bridge:
+        link = bridge.server.link
+        assert link is not None
+        await asyncio.wait_for(link.up(), 30)
         await call(lab, ami)
         await call(lab, ami, "asks")
         await both_heard(bridge)
+        assert link.counters["taps_asked"] == link.counters["bad_taps"] == 0
+        assert link.counters["events"] > 0
 
 
 async def test_the_dialplan_asks_for_one_leg_and_names_it(lab: AriLab, ami: Ami) -> None:
@@ -265,6 +265,27 @@ async def test_ari_itself_asks_for_a_call(lab: AriLab, ami: Ami, rest: Rest) -> 
         await both_heard(bridge)
 
 
+async def test_a_manager_client_asks_for_a_call(lab: AriLab, ami: Ami, rest: Rest) -> None:
+    """AMI tells ARI nothing of it."""
+    async with lab_ari.serve(lab, more=with_ami(lab)) as bridge:
+        link = bridge.server.link
+        assert link is not None
+        await asyncio.wait_for(link.up(), 30)
+        await call(lab, ami)
+        caller = await rest.find("Local/call@ari", ";2")
+        await bridge.until(lambda: len(bridge.link.taps.channels) == 4, "four channels")
+        asked = [("UserEvent", "CallscribeTap"), ("Channel", caller["name"]), ("Call", "by-ami")]
+        answer = await ami.action("UserEvent", *asked)
+        assert answer["Response"] == "Success"
+        await bridge.until_up(2)
+        assert bridge.told.calls() == ["by-ami"] and link.counters["taps_asked"] == 1
+        await ami.hang_up_all()
+        await bridge.told.until(lambda: bridge.told.ended() == ["by-ami"], "the call's end")
+        await rest.nothing_left()
+        await ami.action("UserEvent", *asked)
+        await bridge.until(lambda: link.counters["bad_taps"] == 1, "a channel that is gone")
+
+
 async def test_a_call_that_is_up_is_tapped_by_a_channels_name(
     lab: AriLab, ami: Ami, rest: Rest
 ) -> None:
@@ -282,10 +303,11 @@ async def test_a_call_that_is_up_is_tapped_by_a_channels_name(
 # -- a tap never harms its call -----------------------------------------------------------------
 
 
+@ALL_FORMS
 async def test_a_tap_that_we_end_leaves_the_call_and_is_not_made_again(
-    lab: AriLab, ami: Ami, rest: Rest
+    lab: AriLab, ami: Ami, rest: Rest, form: str
 ) -> None:
-    async with lab_ari.serve(lab, taps=EVERY_CALL) as bridge:
+    async with lab_ari.serve(lab, **FORMS[form], taps=EVERY_CALL) as bridge:
         await call(lab, ami, words=LONG)
         await bridge.until_up(2)
         assert bridge.server.switchboard.hang_up(bridge.told.calls()[0])
@@ -295,11 +317,11 @@ async def test_a_tap_that_we_end_leaves_the_call_and_is_not_made_again(
         await rest.only("Local")
 
 
-@BOTH_FORMS
+@ALL_FORMS
 async def test_a_tap_that_somebody_else_ends_is_made_again(
     lab: AriLab, ami: Ami, rest: Rest, form: str
 ) -> None:
-    async with lab_ari.serve(lab, form=form, taps=EVERY_CALL) as bridge:
+    async with lab_ari.serve(lab, **FORMS[form], taps=EVERY_CALL) as bridge:
         await call(lab, ami, words=LONG)
         await bridge.until_up(2)
         snoop = await rest.find("Snoop/")
@@ -314,11 +336,11 @@ async def test_a_bridge_that_is_gone_leaves_the_call_and_the_next_one_hears_it(
     lab: AriLab, ami: Ami, rest: Rest, form: str
 ) -> None:
     """As by kill -9: nothing is said to Asterisk, its connections end."""
-    async with lab_ari.serve(lab, form=form, taps=EVERY_CALL) as bridge:
+    async with lab_ari.serve(lab, **FORMS[form], taps=EVERY_CALL) as bridge:
         await call(lab, ami, words=LONG)
         await bridge.until_up(2)
         await bridge.link.close(leave=True)
-        async with lab_ari.serve(lab, form=form, taps=EVERY_CALL) as after:
+        async with lab_ari.serve(lab, **FORMS[form], taps=EVERY_CALL) as after:
             await after.until(lambda: after.link.counters["adopted"] == 2, "two taps that are up")
             for id in bridge.told.calls():  # and their process ends
                 bridge.server.switchboard.hang_up(id)
@@ -330,6 +352,29 @@ async def test_a_bridge_that_is_gone_leaves_the_call_and_the_next_one_hears_it(
                 after.server.switchboard.hang_up(id)
             await after.until(lambda: after.link.counters["untapped_ended"] == 2, "two ends")
             await rest.only("Local")
+
+
+async def test_taps_by_rtp_of_a_bridge_that_is_gone_are_begun_anew(
+    lab: AriLab, ami: Ami, rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by kill -9: Asterisk sends on, to ports that nobody has any more, and cannot notice."""
+    monkeypatch.setattr(rtp_taps, "TIMEOUT", 1.0)
+    async with lab_ari.serve(lab, **FORMS["rtp"], taps=EVERY_CALL) as bridge:
+        await call(lab, ami, words=LONG)
+        await bridge.until_up(2)
+        monkeypatch.setattr(bridge.link.taps, "stays", True)
+        await bridge.link.close(leave=True)
+        left = {name for name in await rest.channels() if name.startswith("UnicastRTP/")}
+        async with lab_ari.serve(lab, **FORMS["rtp"], taps=EVERY_CALL) as after:
+            await after.until(lambda: after.link.counters["begun_anew"] == 2, "two taps of before")
+            await after.until_up(2)
+            assert after.link.counters["attempts"] == after.link.counters["up"] == 2
+            assert len(await rest.up(4)) == 4
+            assert not left & (await rest.channels()).keys()
+            # And who hears no more ends its legs: nothing comes.
+            first = bridge.told.calls()[0]
+            await bridge.told.until(lambda: first in bridge.told.ended(), "the end of the first")
+        await rest.only("Local")
 
 
 async def test_what_a_bridge_before_us_left_is_removed(lab: AriLab, ami: Ami, rest: Rest) -> None:
@@ -462,14 +507,13 @@ async def test_a_leg_for_which_there_is_no_slot_is_heard_when_one_is_free(
 def configured(lab: AriLab, **ari: Any) -> Settings:
     """A bridge's settings, with AMI."""
     settings = lab_ari.settings(lab, 9092, 4, ari)
-    ami = {"port": lab.ami, "username": "callscribe", "secret": lab.secret}
-    return from_dict(settings | {"ami": ami})
+    return from_dict(settings | with_ami(lab))
 
 
-@pytest.mark.parametrize("form", ["dialplan", "external_media"])
+@ALL_FORMS
 async def test_doctor_finds_nothing_wrong(lab: AriLab, form: str) -> None:
     lab.call_bridge_at(9092)
-    findings = await doctor_ari.check(configured(lab, form=form))
+    findings = await doctor_ari.check(configured(lab, **FORMS[form]))
     assert {finding.status for finding in findings} == {"ok"}, findings
     assert "Asterisk 22." in findings[0].found
 

@@ -19,6 +19,10 @@ from lab_ami import Ami
 from lab_audio import to_wav
 from lab_bridge import Bridge, Hook, speech, texts
 
+from bridge.engine.tones import TonesModel
+from bridge.recording import read_recording
+from bridge.types import Samples
+
 WORDS = [7, 77, 177, 7, 255, 0]
 OTHERS = [12, 13, 200, 12, 99]
 LONG = list(range(30))  # 12 s
@@ -130,6 +134,46 @@ async def test_both_legs_are_one_call(lab: Lab, ami: Ami, bridge: Bridge, hook: 
     assert {e["data"]["call_id"] for e in hook.events} == {call}
     legs = {e["Leg"] for e in ami.find(UserEvent="Transcript", CallID=call, Type="final")}
     assert legs == {"caller", "callee"}
+
+
+async def test_the_dialplan_consents_to_recording(
+    lab: Lab, ami: Ami, hook: Hook, tmp_path: Path
+) -> None:
+    """Of four calls, those two whose dialplan has said so."""
+    recordings, says = tmp_path / "recordings", sound(lab, "words", WORDS)
+    more = f'[recording]\nenabled = true\ndirectory = "{recordings}"\n'
+    lab.set_global("LAB_CALLEE", "Local/callee@lab/n")
+    lab.set_global("LAB_CALLEE_SAYS", sound(lab, "others", OTHERS))
+    async with lab_bridge.serve(lab, hook, tmp_path, more=more) as bridge:
+        for exten in ("caller", "agreeing", "both", "agreeingboth"):
+            await ami.originate(exten, says)
+        await hook.until(lambda: len(hook.ended()) == 4, "the calls' ends")
+        await bridge.stop()
+        assert "Traceback" not in bridge.log()
+    one, two = sorted(recordings.iterdir(), key=lambda folder: len(list(folder.iterdir())))
+    assert {path.name for path in one.iterdir()} == {"call.json", "caller.wav"}
+    assert {path.name for path in two.iterdir()} == {"call.json", "caller.wav", "callee.wav"}
+    for path, words in (
+        (one / "caller.wav", WORDS),
+        (two / "caller.wav", WORDS),
+        (two / "callee.wav", OTHERS),
+    ):
+        [(heard, rate)] = read_recording(path)
+        assert (rate, decoded(heard)) == (8000, texts(words))
+
+
+def decoded(samples: Samples) -> list[str]:
+    """The coded words in a recording, as the engine hears them."""
+    model = TonesModel(1, rate=8000, block=640)
+    model.batch.active[0] = model.batch.fresh[0] = True
+    heard = []
+    silent = np.zeros(8000 + -len(samples) % 640, np.int16)  # 8000: the model's delay, and more
+    blocks = np.concatenate([samples, silent])
+    for block in blocks[: len(blocks) // 640 * 640].reshape(-1, 640):
+        model.batch.pcm[0] = block / 32768
+        heard += [word.text for word in model.step()[0].words]
+        model.batch.fresh[0] = False
+    return heard
 
 
 async def test_a_refused_call_goes_on_and_knows_why(
