@@ -59,7 +59,8 @@ def learn(call: Call, name: LegName, info: CallInfo) -> None:
     While there is no caller's leg they are the callee's, and give way to the caller's.
     """
     if name == "callee" and "caller" in call.legs:
-        call.learn(CallInfo(id="", extra={**info.extra, **_channel("callee", info)}))
+        extra = {**info.extra, **_channel("callee", info)}
+        call.learn(CallInfo(id="", extra=extra, recording_consent=info.recording_consent))
         return
     known = call.info
     moved = name == "caller" and "callee" in call.legs and info.channel not in ("", known.channel)
