@@ -47,12 +47,14 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_outbox import OutboxSettings
 from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
-    "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RtpSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebhookSettings",
+    "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings",
+    "OutboxSettings", "PortRange", "RtpSettings", "ServiceSettings", "Settings", "TapRule",
+    "TurnSettings", "WebhookSettings",
     "from_dict", "is_hub_name", "load", "parse_address", "port_range",
 ]  # fmt: skip
 
@@ -74,6 +76,7 @@ class Settings(BaseSettings):
     ari: AriSettings | None = None
     esl: EslSettings | None = None
     webhook: list[WebhookSettings] = Field(default_factory=list)
+    outbox: OutboxSettings = OutboxSettings()
     log: LogSettings = LogSettings()
     service: ServiceSettings = ServiceSettings()
 

@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from bridge import taps
 from bridge.audio.resample import Bank
@@ -18,6 +19,8 @@ from bridge.egress.ami import AmiEgress
 from bridge.egress.esl import EslEgress, channel_of
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
+from bridge.egress.shelf import Shelves
+from bridge.egress.store_types import StoreLimits
 from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose
 from bridge.errors import Busy, DeliveryError
@@ -40,6 +43,7 @@ log = logging.getLogger(__name__)
 BANK_ROWS = 64  # legs resampled in one product; more gain nothing
 EXPIRE_EVERY = 0.05  # s between looks at waits that are over
 ENGINE_WAIT = 5.0  # s that connections wait in the kernel for the engine before they are refused
+STORE_WAIT = 5.0  # s at the end for the outbox's file
 GOODBYE_WAIT = 1.0  # s at the end for peers to close; Asterisk takes 0.4 ms (ASTERISK §1.3)
 HURRIED_WAIT = 0.1  # s, after a second SIGTERM
 
@@ -66,6 +70,7 @@ class Server:
         self.draining = False
         self._closed = False
         self.outboxes: list[Outbox] = []
+        self.shelves = _shelves(settings)
         self.link: AmiLink | None = None
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
@@ -104,11 +109,14 @@ class Server:
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
 
-        def add(sink: Egress, limit: int = 10_000) -> None:
-            self.outboxes.append(Outbox(sink, limit=limit, delivered=self._delivered))
+        def add(sink: Egress, limit: int = 10_000, *, kept: bool = True) -> None:
+            shelf = self.shelves.shelf(sink.name) if self.shelves is not None and kept else None
+            outbox = Outbox(sink, limit=limit, delivered=self._delivered, shelf=shelf)
+            self.outboxes.append(outbox)
 
-        for sink in (*more, LogEgress(transcripts=settings.log.transcripts)):
+        for sink in more:
             add(sink)
+        add(LogEgress(transcripts=settings.log.transcripts), kept=False)  # it never fails
         if settings.ami is not None:
             self.link = AmiLink(settings.ami, self._announced_by_ami)
             add(AmiEgress(self.link, settings.ami))
@@ -139,6 +147,8 @@ class Server:
             )
             self.http = HttpServer(app, listeners["http"])
             await self.http.start()
+        if self.shelves is not None:
+            await self.shelves.start()
         for outbox in self.outboxes:
             await outbox.start()
         if self.link is not None:
@@ -259,6 +269,8 @@ class Server:
         for outbox, n in zip(self.outboxes, left, strict=True):
             if n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
+        if self.shelves is not None:
+            await self.shelves.close(STORE_WAIT)
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -295,6 +307,8 @@ class Server:
 
     def publish(self, event: CallEvent) -> None:
         """To every sink's queue."""
+        if self.shelves is not None:
+            self.shelves.note(event)
         for outbox in self.outboxes:
             outbox.put(event)
 
@@ -330,3 +344,12 @@ class Server:
     def _announced_by_ami(self, announcement: Announcement) -> None:
         with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer
             self.switchboard.announce(announcement, self.clock())
+
+
+def _shelves(settings: Settings) -> Shelves | None:
+    """The outbox's file, where there is to be one."""
+    wanted = settings.outbox
+    if not wanted.path:
+        return None
+    limits = StoreLimits(wanted.max_rows, wanted.max_mb << 20, wanted.dead_days * 86400)
+    return Shelves(Path(wanted.path), limits)

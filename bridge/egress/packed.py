@@ -1,0 +1,118 @@
+"""An event as bytes that come back as the same event: what the store keeps. Pure.
+
+The whole event, not what one sink makes of it: after a restart every sink writes it out itself,
+to the byte as it would have before (a retry has the same body). JSON, so that an operator can read
+a row, in ASCII, so that any text has a form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from types import MappingProxyType
+from typing import Any, get_args
+
+from bridge.types import (
+    CallEvent,
+    CallInfo,
+    Ended,
+    EndOfTurn,
+    EventBody,
+    Final,
+    LegCounts,
+    LegName,
+    Partial,
+    Pressed,
+    Refused,
+    Started,
+    Word,
+)
+
+VERSION = 1
+_KINDS: Mapping[str, type[EventBody]] = MappingProxyType(
+    {
+        "started": Started,
+        "partial": Partial,
+        "final": Final,
+        "turn": EndOfTurn,
+        "dtmf": Pressed,
+        "ended": Ended,
+        "refused": Refused,
+    }
+)
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+_COUNTS = frozenset(field.name for field in fields(LegCounts))
+_INFO = frozenset(field.name for field in fields(CallInfo))
+
+
+def pack(event: CallEvent) -> bytes:
+    """The event without its `gap_before`, which depends on what the sink was given."""
+    return _dump(
+        [
+            VERSION,
+            event.seq,
+            event.at,
+            event.leg,
+            _NAMES[type(event.body)],
+            _body(event.body),
+            asdict(event.call),
+        ]
+    )
+
+
+def unpack(data: bytes) -> CallEvent:
+    """What was packed. Raises ValueError, also for a version of callscribe to come."""
+    try:
+        version, seq, at, leg, kind, body, call = json.loads(data)
+        if version != VERSION:
+            raise ValueError(f"version {version!r} of an event, this is {VERSION}")
+        if leg is not None and leg not in get_args(LegName):
+            raise ValueError(f"no leg is called {leg!r}")
+        return CallEvent(unpack_info(call), int(seq), float(at), leg, _of(_KINDS[kind], body))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not an event ({type(error).__name__})") from None
+
+
+def pack_info(info: CallInfo) -> bytes:
+    """Who is calling."""
+    return _dump(asdict(info))
+
+
+def unpack_info(data: bytes | Mapping[str, Any]) -> CallInfo:
+    """What `pack_info` packed, or the object that it was. Raises ValueError."""
+    told = json.loads(data) if isinstance(data, bytes) else data
+    try:
+        return CallInfo(**{key: value for key, value in told.items() if key in _INFO})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not who is calling ({type(error).__name__})") from None
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _body(body: EventBody) -> dict[str, object]:
+    match body:
+        case Partial(turn, text, words):
+            return {"turn": turn, "text": text, "words": _words(words)}
+        case Final(turn, text, words, language):
+            return {"turn": turn, "text": text, "words": _words(words), "language": language}
+        case _:
+            return asdict(body)
+
+
+def _words(words: tuple[Word, ...]) -> list[list[object]]:
+    return [[word.text, word.start, word.end, word.confidence] for word in words]
+
+
+def _of(kind: type[EventBody], body: dict[str, Any]) -> EventBody:
+    if kind in (Partial, Final):
+        body["words"] = tuple(Word(*word) for word in body["words"])
+    if kind is Ended:
+        body["legs"] = {name: _counts(counts) for name, counts in body["legs"].items()}
+    return kind(**body)
+
+
+def _counts(counts: Mapping[str, Any]) -> LegCounts:
+    return LegCounts(**{name: value for name, value in counts.items() if name in _COUNTS})

@@ -1,0 +1,60 @@
+"""Which numbers of which calls are used up (the table `call`). Blocking."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from bridge.egress.packed import pack_info
+from bridge.egress.store_keys import key
+from bridge.egress.store_types import Note
+from bridge.types import CallEvent, Ended, EndOfTurn, Final, Partial, Refused
+
+_WRITE = """
+INSERT INTO call (id, owner, next, began, at, over, caller_turn, callee_turn, info)
+VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET
+    owner = excluded.owner, next = max(next, excluded.next), at = excluded.at,
+    over = max(over, excluded.over), info = excluded.info,
+    caller_turn = max(caller_turn, excluded.caller_turn),
+    callee_turn = max(callee_turn, excluded.callee_turn)
+"""
+
+
+class _Row:
+    """What one transaction notes of one call."""
+
+    __slots__ = ("at", "began", "event", "over", "turns")
+
+    def __init__(self, event: CallEvent) -> None:
+        self.event = event  # the newest
+        self.began = event.at
+        self.over = False
+        self.turns = {"caller": -1, "callee": -1}
+
+    def add(self, event: CallEvent) -> None:
+        self.event = event
+        body = event.body
+        self.over = self.over or isinstance(body, Ended | Refused)
+        if event.leg is not None and isinstance(body, Partial | Final | EndOfTurn):
+            self.turns[event.leg] = max(self.turns[event.leg], body.turn)
+
+
+def write(db: sqlite3.Connection, owner: int, notes: Sequence[Note]) -> None:
+    """One row per call, however many of its events there are."""
+    rows: dict[str, _Row] = {}
+    for note in notes:
+        call = note.event.call.id
+        row = rows.get(call)
+        if row is None:
+            row = rows[call] = _Row(note.event)
+        row.add(note.event)
+    db.executemany(_WRITE, [_values(row, owner) for row in rows.values()])
+
+
+def _values(row: _Row, owner: int) -> tuple[object, ...]:
+    event = row.event
+    turns = row.turns["caller"], row.turns["callee"]
+    return (
+        *(key(event.call.id), owner, event.seq + 1, row.began, event.at, row.over, *turns),
+        pack_info(event.call),
+    )
