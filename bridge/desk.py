@@ -12,6 +12,7 @@ from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
+from bridge.outbox_watch import watch_outbox
 from bridge.pbx.ari_taps import NoChannel
 from bridge.types import Announcement, LegCounts, LegName
 
@@ -55,6 +56,8 @@ class Desk:
             checks["esl"] = self._server.esl.state
         if self._server.ari is not None:
             checks["ari"] = self._server.ari.state
+        if self._server.shelves is not None:
+            checks["outbox"] = self._server.shelves.state
         for outbox in self._server.outboxes:
             checks[f"sink {outbox.name}"] = outbox.state
         return Health(
@@ -168,6 +171,8 @@ def watch(server: Server) -> None:
         ["sink", "outcome"],
         "counter",
     )
+    if server.shelves is not None:
+        watch_outbox(server.metrics, server.shelves)
     if link is not None:
         gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
         counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")

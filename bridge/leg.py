@@ -38,7 +38,7 @@ class Leg:
     `offset`: seconds on the call's clock at which this leg began; times told are on the call's
     clock. `latency(stage, end)` is told when a word that ended at `end` (seconds since the leg's
     first sample) becomes a partial or a final. `tell` gets every event, `over` is
-    called once, after the last. Raises `Busy`.
+    called once, after the last. `turn` is the number of its first turn. Raises `Busy`.
     """
 
     __slots__ = (
@@ -58,6 +58,7 @@ class Leg:
         offset: float = 0.0,
         latency: Callable[[str, float], None] = lambda stage, end: None,
         bank: Bank | None = None,
+        turn: int = 0,
     ) -> None:
         self.name: LegName = name
         self.offset = offset
@@ -70,6 +71,7 @@ class Leg:
         self._tell = tell
         self._over = over
         self._turns = Turns(rules, recogniser.language)
+        self._turns.turn = turn
         self._told_words = 0  # of the present partial
         self._recogniser = recogniser
         self._rate = 0

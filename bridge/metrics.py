@@ -34,9 +34,12 @@ OTHER = "other"
 MAX_SERIES = 256  # of one watched value; what it reads beyond them is counted, not shown
 
 INGRESSES = ("audiosocket", "rtp", "l16", "websocket")
-REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
+REFUSED_CALLS = (
+    "busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate",
+    "outbox",
+)  # fmt: skip
 END_REASONS = (
-    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
+    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal", "lost")
     + REFUSED_CALLS
 )  # fmt: skip
 REFUSED_CONNECTIONS = ("address", "limit", "deadline", "protocol", "no_uuid")

@@ -36,7 +36,7 @@ from bridge.rtp_user import RtpUser
 from bridge.switchboard import Admission, Switchboard
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent
+from bridge.types import Announcement, CallEvent, LeftCall
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,11 @@ class Server:
             clock=clock,
             wall=time.time,
             bank=bank,
+            room=lambda: self.shelves is None or self.shelves.room,
         )
+        self._left: list[tuple[Sequence[LeftCall], Sequence[str]]] = []
+        if self.shelves is not None:
+            self.shelves.on_calls = self._left_by_another
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         if settings.rtp is not None:
             self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
@@ -167,6 +171,8 @@ class Server:
         finally:
             late.cancel()
         self.loaded = True
+        for calls, over in self._left:
+            self._left_by_another(calls, over)
         self._open("")
         if self.ari is not None:
             await self.ari.start()  # only now: a tap is a call, and would be refused
@@ -311,6 +317,13 @@ class Server:
             self.shelves.note(event)
         for outbox in self.outboxes:
             outbox.put(event)
+
+    def _left_by_another(self, calls: Sequence[LeftCall], over: Sequence[str]) -> None:
+        """Calls may come back from when we answer on, not while the engine loads."""
+        if not self.loaded:
+            self._left.append((calls, over))
+        else:
+            self.switchboard.left(calls, over, self.clock() + self.settings.outbox.resume)
 
     def announce(self, announcement: Announcement) -> float:
         """What a UUID belongs to (`Switchboard.announce`)."""

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from bridge.audio.resample import Bank
-from bridge.call import Call, merged, refusal
+from bridge.call import Call, lost, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
 from bridge.leg import Leg
 from bridge.line import Line
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent, CallInfo, Ended, LegCounts, LegName
+from bridge.types import Announcement, CallEvent, CallInfo, Ended, LeftCall, LegCounts, LegName
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 MAX_ANNOUNCED = 10_000  # UUIDs waiting for their socket; the oldest goes first
@@ -74,6 +74,7 @@ class Switchboard:
         clock: Callable[[], float],
         wall: Callable[[], float],
         bank: Bank | None = None,
+        room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.calls: dict[str, Call] = {}
         self.ended: OrderedDict[str, Call] = OrderedDict()
@@ -88,6 +89,8 @@ class Switchboard:
         self._clock = clock
         self._wall = wall
         self._bank = bank
+        self._room = room  # for what a call will say
+        self._left: dict[str, tuple[LeftCall, float]] = {}  # may come back until then
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
@@ -144,6 +147,13 @@ class Switchboard:
                 self.closed(line, "bridge")
         return True
 
+    def left(self, calls: Iterable[LeftCall], ids: Iterable[str], until: float) -> None:
+        """Calls that another process left when it died, and the ids of those that were over."""
+        for call_id in ids:
+            self._use(call_id, call_id)
+        for call in calls:
+            self._left[call.info.id] = (call, until)
+
     # -- lines ---------------------------------------------------------------------------------
 
     def opened(
@@ -159,8 +169,10 @@ class Switchboard:
         line = Line(uuid, ingress, hang_up, origin, now, counted)
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
-        elif uuid in self._announced or (
-            self._admission.mode == "open" and self._admission.join_wait == 0
+        elif (
+            uuid in self._announced
+            or uuid in self._left
+            or (self._admission.mode == "open" and self._admission.join_wait == 0)
         ):
             self._admit(line)
         elif self._admission.join_wait == 0:
@@ -194,6 +206,11 @@ class Switchboard:
                 break
             del self._announced[uuid]
             self._count.dropped("announcements", "expired")
+        for left in [left for left, until in self._left.values() if until <= now]:
+            del self._left[left.info.id]
+            self._use(left.info.id, left.info.id)
+            self._publish(lost(left, self._wall()))
+            self._count.call_ended("lost", left.at - left.began)
         for call in [c for c in self.calls.values() if now - c.began > self._admission.max_seconds]:
             self.hang_up(call.id)
 
@@ -203,7 +220,8 @@ class Switchboard:
     # -- admission -----------------------------------------------------------------------------
 
     def _admit(self, line: Line) -> None:
-        announcement, _ = self._announced.pop(line.uuid, (Announcement(line.uuid), 0.0))
+        unheard = Announcement(line.uuid, leg=self._leg_left(line.uuid))
+        announcement, _ = self._announced.pop(line.uuid, (unheard, 0.0))
         call_id = announcement.call or line.uuid
         info = replace(announcement.info, id=call_id, ingress=line.ingress)
         if self.draining:
@@ -227,20 +245,31 @@ class Switchboard:
 
     def _new_call(self, name: LegName, line: Line, info: CallInfo) -> tuple[Call, Leg]:
         """A call with its first leg. Raises `Busy`."""
+        left, _ = self._left.get(info.id, (None, 0.0))
+        if left is None and not self._room():
+            raise Busy("outbox", "the outbox's file is full")
         if len(self.calls) >= self._admission.max_calls:
             raise Busy("limit", f"{self._admission.max_calls} calls are up")
         call = Call(
-            self._named(info, line),
+            self._named(info, line) if left is None else merged(left.info, info),
             publish=self._told,
             over=self._over,
             wall=self._wall,
             now=line.opened,
+            left=left,
         )
         leg = self._add_leg(call, name, line)
+        self._left.pop(call.id, None)
         self._use(call.id, line.uuid)
         self.calls[call.id] = call
         self._count.call_started(line.ingress)
         return call, leg
+
+    def _leg_left(self, uuid: str) -> LegName:
+        """Which leg a UUID was in another process, where nobody will say it again."""
+        left, _ = self._left.get(uuid, (None, 0.0))
+        callee = left is not None and left.turns.get("callee", -1) > left.turns.get("caller", -1)
+        return "callee" if callee else "caller"
 
     def _add_leg(self, call: Call, name: LegName, line: Line) -> Leg:
         return call.add_leg(

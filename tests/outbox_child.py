@@ -1,7 +1,8 @@
 """A process with a real outbox on a real file, to be killed at any moment (tests/test_kill.py).
 
-`main` forks a child per line of standard input, so that twenty lives cost one start of Python. The
-child makes calls, goes on with those that the child before it has left, and, when told that it is the last, ends when everything has been delivered.
+`main` forks a child per line of standard input, so that twenty lives cost one start of Python. A
+child makes calls, goes on with those that the child before it has left, and, when told that it is
+the last, ends when everything has been delivered.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from bridge.config import WebhookSettings
 from bridge.egress import retry
 from bridge.egress.outbox import Outbox
 from bridge.egress.shelf import Shelves
-from bridge.egress.store_types import LeftCall, StoreLimits
+from bridge.egress.store_types import StoreLimits
 from bridge.egress.webhook import Webhook
-from bridge.types import CallEvent, CallInfo, Ended, EventBody, Final, Partial, Started, Word
+from bridge.types import (
+    CallEvent,
+    CallInfo,
+    Ended,
+    EventBody,
+    Final,
+    LeftCall,
+    Partial,
+    Started,
+    Word,
+)
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 LENGTH = 14  # events of a call
@@ -53,7 +64,9 @@ class Caller:
             self.next[f"{self._run}-{self._made}"] = 0
             self._made += 1
         for call, seq in list(self.next.items()):
-            event = CallEvent(CallInfo(call), seq, BEGAN + seq / 100, "caller", body(seq, self._run))
+            event = CallEvent(
+                CallInfo(call), seq, BEGAN + seq / 100, "caller", body(seq, self._run)
+            )
             self._shelves.note(event)
             self._outbox.put(event)
             self.next[call] += 1

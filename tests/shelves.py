@@ -11,7 +11,6 @@ from bridge.egress.store_types import (
     Adopt,
     Adopted,
     Keep,
-    LeftCall,
     Loaded,
     Op,
     Renewed,
@@ -20,6 +19,7 @@ from bridge.egress.store_types import (
     StoreLimits,
 )
 from bridge.egress.store_writer import Taken
+from bridge.types import LeftCall
 
 
 class Inline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -287,7 +288,7 @@ async def test_a_new_file_is_given_what_is_in_memory(path: Path) -> None:
     await line.commit()
     assert line.writer.store.rows == 5
     line.writer.store.abandon()
-    path.unlink()
+    os.unlink(path)
     line.writer._tell(Renewed("outbox.db.broken"))
     await line.commit()
     assert line.counters["lost_disk"] == 2 and line.outbox.queued == 3

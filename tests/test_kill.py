@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.outbox_child import LENGTH, body
 from bridge.types import Partial
+from tests.outbox_child import LENGTH, body
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 60.0  # seconds; machines stall

@@ -40,6 +40,7 @@ OURS: dict[str, str] = {
     "bridge.config_fields": "",
     "bridge.config_media": "bridge.config_fields",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature",
+    "bridge.config_outbox": "bridge.config_fields",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.logs": "bridge.config",
     "bridge.metrics": "bridge",
@@ -64,7 +65,7 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
+        "desk", "outbox_watch", "server", "audiosocket_user", "rtp_user", "taps", "worker", "supervisor", "cli",
         "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
 }  # fmt: skip
@@ -76,7 +77,8 @@ PURE_MODULES = """
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
     bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
-    bridge.egress.pending bridge.egress.retry bridge.pbx.ami_text bridge.pbx.esl_text
+    bridge.egress.pending bridge.egress.retry bridge.egress.packed bridge.egress.store_types
+    bridge.egress.store_keys bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
     bridge.rtp_script bridge.capture bridge.capture_file

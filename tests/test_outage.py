@@ -15,6 +15,7 @@ from bridge.egress.shelf import Shelves
 from bridge.egress.store_types import StoreLimits
 from bridge.errors import DeliveryError
 from bridge.types import CallEvent, CallInfo, Ended, Final, Started
+from tests.waiting import until
 
 RATE = 250  # events a second
 CALLS = 100  # at once
@@ -82,16 +83,15 @@ async def outage(path: Path, seconds: float) -> None:
     down.up = True
     waiting, up = boxes[0].queued, time.monotonic()
     assert waiting == calls.made and most <= WINDOW
-    while not down.taken:
-        await asyncio.sleep(0.001)
+    await until(lambda: down.taken, 60.0)
     first = time.monotonic()
-    while boxes[0].queued or boxes[1].queued:
-        await asyncio.sleep(0.01)
+    await until(lambda: not boxes[0].queued and not boxes[1].queued, 600.0)
     spent = time.monotonic() - first
     well.waits.sort()
     late = well.waits[round(len(well.waits) * 0.99) - 1]
-    print(f"{waiting} rows waited, at most {most} of them in memory; asked after {first - up:.1f} s, "
-          f"drained at {waiting / spent:.0f} events/s; the other endpoint p99 {late * 1e3:.1f} ms")  # fmt: skip
+    print(f"{waiting} rows waited, at most {most} of them in memory")
+    print(f"asked after {first - up:.1f} s, drained at {waiting / spent:.0f} events/s")
+    print(f"the other endpoint: p99 {late * 1e3:.1f} ms")
     for box in boxes:
         assert await box.close(1.0) == 0
     await shelves.close(5.0)

@@ -88,7 +88,9 @@ class Sink:
         if call in self.flying:  # an assertion here would be one more failure to try again after
             self.broken.append(f"two events of call {call} at once")
         before = event.seq - event.gap_before - 1
-        if before > self.last.get(call, -1) or (before < self.last.get(call, -1) and not self.again):
+        if before > self.last.get(call, -1) or (
+            before < self.last.get(call, -1) and not self.again
+        ):
             self.broken.append(f"{event.seq} - {event.gap_before} after {self.last.get(call)}")
         self.flying[call] = event
         self.most = max(self.most, len(self.flying))

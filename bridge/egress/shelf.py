@@ -20,7 +20,6 @@ from bridge.egress.store_types import (
     Done,
     Keep,
     LeftBacklog,
-    LeftCall,
     Load,
     Loaded,
     Note,
@@ -33,10 +32,11 @@ from bridge.egress.store_types import (
 )
 from bridge.egress.store_writer import StoreWriter, Taken
 from bridge.errors import BridgeError
-from bridge.types import CallEvent
+from bridge.types import CallEvent, LeftCall, Refused
 
 SHED_PARTIALS = 0.8  # of the room: from here on they are not queued
 FULL = 1.0  # of the room: no new calls
+OVERFULL = 1.1  # of the room: calls that are up write no more either
 ADOPT_EVERY = 5.0  # seconds between two looks for what others have left
 OPEN_LIMIT = 3.0  # seconds that the start waits for the file
 
@@ -81,7 +81,15 @@ class Shelf:
         return bool(self._writer.trouble)
 
     def keep(self, event: CallEvent, rank: int, *, ends: bool) -> Taken:
-        """Keep it. What ``waits`` must not be given to the sink before it is `Listener.safe`."""
+        """Keep it. What ``waits`` must not be given to the sink before it is `Listener.safe`.
+
+        When the file is full only calls that are up go on writing, and not for ever: the last word
+        of a call that was refused is kept in memory only.
+        """
+        fill = self._writer.store.fill
+        if fill >= (FULL if isinstance(event.body, Refused) else OVERFULL):
+            self._writer.counters["unstored"] += 1
+            return "no"
         return self._writer.put(Keep(self._sink, event, rank, ends))
 
     def wait(self, event: CallEvent) -> bool:

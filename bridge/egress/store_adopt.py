@@ -11,8 +11,8 @@ import sqlite3
 from bridge.egress.packed import unpack_info
 from bridge.egress.store_keys import name
 from bridge.egress.store_owner import Owner
-from bridge.egress.store_types import Adopted, LeftBacklog, LeftCall
-from bridge.types import LegName
+from bridge.egress.store_types import Adopted, LeftBacklog
+from bridge.types import LeftCall, LegName
 
 IDS = 10_000  # of calls that are over, at the most
 

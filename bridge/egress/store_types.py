@@ -6,11 +6,10 @@ name; `due` and `at` are Unix time, because they outlive the process and its clo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from bridge.types import CallEvent, CallInfo, LegName
+from bridge.types import CallEvent, LeftCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +168,6 @@ class LeftBacklog:
     over: bool
     attempts: int
     due: float
-
-
-@dataclass(frozen=True, slots=True)
-class LeftCall:
-    """A call whose process is gone. `next` is the number of its next event."""
-
-    info: CallInfo
-    next: int
-    began: float  # Unix time
-    at: float  # of its last event
-    turns: Mapping[LegName, int] = field(default_factory=dict)  # the last turn of each leg
 
 
 @dataclass(frozen=True, slots=True)
