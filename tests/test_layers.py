@@ -65,7 +65,8 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "outbox_watch", "server", "audiosocket_user", "rtp_user", "taps", "worker",
+        "desk", "outbox_watch", "outbox_command", "webhook_command", "server", "audiosocket_user",
+        "rtp_user", "taps", "worker",
         "supervisor", "cli",
         "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
     )},
