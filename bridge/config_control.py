@@ -150,6 +150,7 @@ class WebhookSettings(Section):
     timeout: float = Field(default=15.0, gt=0, le=60)
     allow_insecure: bool = False  # http:// to anything but loopback
     queue: int = Field(default=10_000, ge=10)
+    batch: bool = False  # several events of one call, if they wait, as an array in one POST
 
     @model_validator(mode="after")
     def _checks(self) -> WebhookSettings:

@@ -43,6 +43,7 @@ class Disk:
     ) -> None:
         self.rows = 0  # that are on the disk only
         self.loading = 0  # calls
+        self._buried = False
         self._shelf, self._pending, self._counters = shelf, pending, counters
         self._limit, self._clock, self._longest, self._enter = limit, clock, longest, enter
         shelf.listener = self
@@ -119,6 +120,7 @@ class Disk:
     def bury(self, error: str) -> int:
         """The sink wants nothing more. How many rows on the disk that concerns."""
         self._shelf.bury(error)
+        self._buried = True
         left = self.rows
         for backlog in self._pending.backlogs():
             self._count(backlog, 0)
@@ -139,15 +141,15 @@ class Disk:
                 self._enter(backlog)
 
     def loaded(self, told: Loaded) -> None:
-        self.loading -= 1
         backlog = self._pending.find(told.call)
-        if backlog is None or not backlog.loading:
+        if backlog is None or not backlog.loading:  # asked of a file that was set aside
             return
         backlog.loading = False
-        for stored in told.rows:
+        self.loading -= 1
+        for stored in () if self._buried else told.rows:
             self._add(backlog, stored)
-        left = backlog.added
-        if told.more:
+        left = 0 if self._buried else backlog.added
+        if told.more and not self._buried:
             left = max(1, backlog.disk - len(told.rows), backlog.added)
         self._count(backlog, left)
         self._tidy(backlog)
@@ -162,7 +164,7 @@ class Disk:
         self._pending.add(backlog, Row(event, self._clock() - age, stored.attempts))
 
     def adopt(self, left: LeftBacklog) -> None:
-        if left.over and not left.rows:
+        if self._buried or (left.over and not left.rows):
             return
         backlog = self._pending.backlog(left.call)
         backlog.last = left.last

@@ -22,12 +22,12 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TypeAlias
 
 from bridge.egress.disk import Disk
 from bridge.egress.pending import Agenda, Backlog, Pending, Row
-from bridge.egress.retry import LONGEST, SCHEDULE, Breaker, backoff
+from bridge.egress.retry import SCHEDULE, Breaker, backoff, too_late
+from bridge.egress.runs import RunSink, run_of, told
 from bridge.egress.shelf import Shelf
 from bridge.egress.telling import State, Teller
 from bridge.errors import DeliveryError
@@ -83,6 +83,7 @@ class Outbox:
         self._task: asyncio.Task[None] | None = None
         self._deadline: float | None = None  # set while flushing
         self._teller = Teller(sink.name)
+        self._runs = sink if isinstance(sink, RunSink) and getattr(sink, "batch", False) else None
         self._disk: Disk | None = None
         if shelf is not None:
             self._disk = Disk(
@@ -216,8 +217,9 @@ class Outbox:
                 continue
             self._breaker.asked(now)
             self.counters["retries"] += row.attempts > 0
-            row.flying = backlog.flying = True
-            task = asyncio.create_task(self._deliver(backlog, row))
+            rows = run_of(backlog, self._runs)
+            self._fly(backlog, rows, True)
+            task = asyncio.create_task(self._deliver(backlog, rows))
             self._flying.add(task)
             task.add_done_callback(self._landed)
 
@@ -241,26 +243,34 @@ class Outbox:
             times.append(max(due, self._breaker.ask_at))
         return max(0.0, min(times) - self._clock()) if times else None
 
-    async def _deliver(self, backlog: Backlog, row: Row) -> None:
-        gap = max(0, row.event.seq - backlog.last - 1)
-        event = replace(row.event, gap_before=gap) if gap != row.event.gap_before else row.event
+    def _fly(self, backlog: Backlog, rows: Sequence[Row], up: bool) -> None:
+        backlog.flying = up
+        for row in rows:
+            row.flying = up
+
+    async def _deliver(self, backlog: Backlog, rows: Sequence[Row]) -> None:
+        events = told(backlog, rows)
         failure: DeliveryError | None = None
         try:
             async with asyncio.timeout(DELIVERY_LIMIT):
-                await self._sink.deliver(event)
+                if len(events) > 1 and self._runs is not None:
+                    await self._runs.deliver_run(events)
+                else:
+                    await self._sink.deliver(events[0])
         except DeliveryError as error:
             failure = error
         except Exception as error:
-            self._odd(event, error)
+            self._odd(events[0], error)
             failure = DeliveryError(f"{self.name} failed: {type(error).__name__}")
         finally:
-            row.flying = backlog.flying = False
+            self._fly(backlog, rows, False)
         if self._closed:  # the sink would not be cancelled
             return
         if failure is None:
-            self._delivered(backlog, row)
+            for row in rows:
+                self._delivered(backlog, row)
         else:
-            self._failed(backlog, row, failure)
+            self._failed(backlog, rows, failure)
         self._enter(backlog, max(backlog.due, self._clock()))  # behind those who wait
 
     def _landed(self, task: asyncio.Task[None]) -> None:
@@ -269,6 +279,7 @@ class Outbox:
 
     def _delivered(self, backlog: Backlog, row: Row) -> None:
         backlog.last = row.event.seq
+        backlog.alone = max(0, backlog.alone - 1)
         self._on_delivered(self._clock() - row.since)
         if self._disk is not None:
             self._disk.taken(backlog, row)
@@ -277,19 +288,21 @@ class Outbox:
             self._teller.recovery(self.queued)
             self._hurry()
 
-    def _failed(self, backlog: Backlog, row: Row, error: DeliveryError) -> None:
-        now, before = self._clock(), self.state
+    def _failed(self, backlog: Backlog, rows: Sequence[Row], error: DeliveryError) -> None:
+        now, before, row = self._clock(), self.state, rows[0]
         row.attempts += 1
         self._breaker.failed(now, error.retry_after or 0.0)
         self._gone = self._gone or error.gone
         self._teller.change(before, self.state, error, now)
         if self._gone:
-            self._drop(backlog, row, "disabled")
             self._disable(error)
-        elif error.permanent or self._too_late(row, now):
+        elif error.permanent and len(rows) > 1:  # one of them may be to blame; which will be seen
+            backlog.alone, row.attempts = len(rows), 0
+        elif error.permanent or too_late(row.attempts, now - row.since):
             self._teller.given_up(row.event, error)
             if self._disk is not None:
                 self._disk.dead(backlog, row, str(error))
+            backlog.alone = max(0, backlog.alone - 1)
             self._drop(backlog, row, "failed_permanent")
         else:
             backlog.wish = error.retry_after is not None
@@ -298,10 +311,6 @@ class Outbox:
                 self._disk.again(backlog, row, backlog.due - now)
             if row.stale:
                 self._drop(backlog, row, "superseded")
-
-    def _too_late(self, row: Row, now: float) -> bool:
-        """The schedule is over: nobody can still want it."""
-        return row.attempts > len(SCHEDULE) or now - row.since > LONGEST
 
     def _again(self, row: Row, now: float, wish: float | None) -> float:
         """When to try a second time: the sink's wish wins over the schedule."""

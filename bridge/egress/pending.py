@@ -75,6 +75,8 @@ class Backlog:
     after: int = -1  # … all of them behind this seq
     loading: bool = False  # some of them are being loaded, and since that was asked …
     added: int = 0  # … so many more have been written
+    run: list[int] = field(default_factory=list)  # seqs that were tried together (`runs.py`)
+    alone: int = 0  # so many rows go one by one, because together they were not taken
 
     @property
     def head(self) -> Row | None:

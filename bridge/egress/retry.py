@@ -23,6 +23,11 @@ def backoff(schedule: Sequence[float], attempts: int, jitter: float) -> float:
     return schedule[min(attempts, len(schedule)) - 1] * (0.75 + 0.5 * jitter)
 
 
+def too_late(attempts: int, age: float) -> bool:
+    """The schedule is over, `age` seconds after the event: nobody can still want it."""
+    return attempts > len(SCHEDULE) or age > LONGEST
+
+
 class Breaker:
     """Counts a sink's failures in a row, and says when the sink may be asked (`ask_at`)."""
 

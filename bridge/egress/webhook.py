@@ -13,7 +13,7 @@ import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -29,6 +29,7 @@ from bridge.errors import DeliveryError
 from bridge.types import CallEvent
 
 CONNECTIONS = 32
+RUN_BYTES = 64 * 1024  # of a body that carries several events
 ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read to keep the connection
 ANSWER_TIME = 1.0  # seconds for them; the event was taken, its call's next one should not wait
 RETRY_AFTER_LIMIT = 3600.0  # seconds
@@ -64,6 +65,7 @@ class Webhook:
         self._host = urlsplit(settings.url).netloc
         self.name = settings.name or f"webhook:{urlsplit(settings.url).hostname}"
         self._settings, self._wall = settings, wall
+        self.batch = settings.batch  # it takes runs (`runs.RunSink`)
         secrets = (settings.secret, settings.previous_secret)
         self._keys = [check_secret(s.get_secret_value()) for s in secrets if s is not None]
         self._tries: OrderedDict[str, int] = OrderedDict()  # by message id: times answered 4xx
@@ -95,6 +97,23 @@ class Webhook:
         """POST the event. Raises `DeliveryError`."""
         name = message_id(event.call.id, self.name, event.seq)
         status, wish = await self.post(name, body(event))
+        self._judge(name, status, wish)
+
+    def fits(self, events: Sequence[CallEvent]) -> int:
+        """How many of them one body takes."""
+        size = 1
+        for n, event in enumerate(events):
+            size += len(body(event)) + 1
+            if size > RUN_BYTES:
+                return max(1, n)
+        return len(events)
+
+    async def deliver_run(self, events: Sequence[CallEvent]) -> None:
+        """POST them as one JSON array. Raises `DeliveryError`."""
+        first, last = events[0], events[-1]
+        name = f"{message_id(first.call.id, self.name, first.seq)}-{last.seq}"
+        content = b"[" + b",".join(map(body, events)) + b"]"
+        status, wish = await self.post(name, content)
         self._judge(name, status, wish)
 
     async def post(self, name: str, content: bytes) -> tuple[int, str | None]:
