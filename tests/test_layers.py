@@ -80,8 +80,7 @@ PURE_MODULES = """
     bridge.engine.checkpoint_memory
     bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.egress.packed bridge.egress.runs
-    bridge.egress.store_types
-    bridge.egress.store_keys bridge.pbx.ami_text bridge.pbx.esl_text
+    bridge.egress.addresses bridge.egress.store_types bridge.egress.store_keys bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
     bridge.rtp_script bridge.capture bridge.capture_file
@@ -101,7 +100,8 @@ OWNERS = {
     "prometheus_client": "bridge.metrics",
     "pocketsphinx": "bridge.engine.pocketsphinx_worker",
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
-    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.doctor*",
+    "aiohttp": "bridge.egress.webhook bridge.egress.resolver bridge.http.* bridge.pbx.ari_http "
+    "bridge.doctor*",
     "uvloop": "bridge.worker",
     # The engine's own process, and what makes random weights and measures it.
     "torch": "bridge.engine.kyutai bridge.engine.kyutai_*",

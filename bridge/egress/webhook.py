@@ -20,10 +20,12 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 
 from bridge import __version__
 from bridge.config import WebhookSettings
 from bridge.contract import body, event_type
+from bridge.egress.resolver import NotPublic, PublicOnly
 from bridge.egress.signature import check_secret, sign
 from bridge.errors import DeliveryError
 from bridge.types import CallEvent
@@ -59,9 +61,20 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 class Webhook:
-    """One endpoint. `wall` is Unix time, for the signatures' time and dates in answers."""
+    """One endpoint. `wall` is Unix time, for the signatures' time and dates in answers.
 
-    def __init__(self, settings: WebhookSettings, *, wall: Callable[[], float] = time.time) -> None:
+    An address in the URL is the operator's own word; a name may only lead to public addresses,
+    unless ``allow_private`` (`resolver.py`).
+    """
+
+    def __init__(
+        self,
+        settings: WebhookSettings,
+        *,
+        wall: Callable[[], float] = time.time,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._resolver = resolver
         self._host = urlsplit(settings.url).netloc
         self.name = settings.name or f"webhook:{urlsplit(settings.url).hostname}"
         self._settings, self._wall = settings, wall
@@ -78,8 +91,11 @@ class Webhook:
 
     async def start(self) -> None:
         """Make the session; connections are made when there is something to say."""
+        resolver = self._resolver
+        if not self._settings.allow_private:
+            resolver = PublicOnly(resolver)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS, resolver=resolver),
             timeout=aiohttp.ClientTimeout(total=self._settings.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # 64 kB must stay 64 kB
@@ -186,6 +202,8 @@ class Webhook:
                 return f"{host}: the TLS certificate is not trusted: {reason}"
             case aiohttp.ClientSSLError() | ssl.SSLError():
                 return f"{host}: no TLS there, or none that we can speak"
+            case aiohttp.ClientConnectorError(os_error=NotPublic() as found):
+                return str(found)
             case aiohttp.ClientConnectorDNSError():
                 return f"{host}: the name cannot be resolved"
             case TimeoutError():
