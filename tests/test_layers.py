@@ -80,7 +80,8 @@ PURE_MODULES = """
     bridge.engine.checkpoint_memory
     bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.egress.packed bridge.egress.runs
-    bridge.egress.addresses bridge.egress.store_types bridge.egress.store_keys bridge.pbx.ami_text bridge.pbx.esl_text
+    bridge.egress.addresses bridge.egress.store_types bridge.egress.store_keys
+    bridge.pbx.ami_text bridge.pbx.esl_text
     bridge.pbx.ari_events bridge.pbx.ari_rules bridge.pbx.ari_channels bridge.pbx.ari_tap
     bridge.pbx.ari_calls bridge.pbx.ari_taps
     bridge.rtp_script bridge.capture bridge.capture_file

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 
-# IPv6 that means an IPv4 address: NAT64 (RFC 6052, the last four bytes), and 6to4 (those after 2002).
+# IPv6 that means an IPv4 address: NAT64 (RFC 6052, the last four bytes), and 6to4 (after 2002).
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _KINDS = ("loopback", "link_local", "multicast", "unspecified", "private", "reserved")
 

@@ -207,6 +207,8 @@ secret = "{ami_secret}"
 [[webhook]]
 url = "{hook}"
 secret = "{secret}"
+[outbox]
+path = "{outbox}"
 [service]
 drain_timeout = 0.5
 flush_timeout = 2.0
@@ -215,7 +217,13 @@ flush_timeout = 2.0
 
 @asynccontextmanager
 async def serve(
-    lab: Lab, hook: Hook, folder: Path, *, engine: str = "tones", slots: int = 32
+    lab: Lab,
+    hook: Hook,
+    folder: Path,
+    *,
+    engine: str = "tones",
+    slots: int = 32,
+    outbox: str = "",
 ) -> AsyncIterator[Bridge]:
     """A bridge that the lab's dialplan calls and that is logged in at it."""
     port, http = free_port(), free_port()
@@ -224,6 +232,7 @@ async def serve(
         CONFIG.format(
             engine=engine,
             slots=slots,
+            outbox=outbox,
             port=port,
             http=http,
             token=TOKEN,
