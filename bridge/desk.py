@@ -12,7 +12,7 @@ from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
-from bridge.outbox_watch import watch_outbox
+from bridge.outbox_file import watch_outbox
 from bridge.pbx.ari_taps import NoChannel
 from bridge.types import Announcement, LegCounts, LegName
 

@@ -8,9 +8,8 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-from bridge import taps
+from bridge import outbox_file, taps
 from bridge.audio.resample import Bank
 from bridge.audiosocket_user import AudioSocketUser
 from bridge.config import Address, AudioSocketSettings, Settings
@@ -19,8 +18,6 @@ from bridge.egress.ami import AmiEgress
 from bridge.egress.esl import EslEgress, channel_of
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
-from bridge.egress.shelf import Shelves
-from bridge.egress.store_types import StoreLimits
 from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose
 from bridge.errors import Busy, DeliveryError
@@ -70,7 +67,7 @@ class Server:
         self.draining = False
         self._closed = False
         self.outboxes: list[Outbox] = []
-        self.shelves = _shelves(settings)
+        self.shelves = outbox_file.make(settings.outbox)
         self.link: AmiLink | None = None
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
@@ -357,12 +354,3 @@ class Server:
     def _announced_by_ami(self, announcement: Announcement) -> None:
         with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer
             self.switchboard.announce(announcement, self.clock())
-
-
-def _shelves(settings: Settings) -> Shelves | None:
-    """The outbox's file, where there is to be one."""
-    wanted = settings.outbox
-    if not wanted.path:
-        return None
-    limits = StoreLimits(wanted.max_rows, wanted.max_mb << 20, wanted.dead_days * 86400)
-    return Shelves(Path(wanted.path), limits)

@@ -19,6 +19,7 @@ from bridge.audio.resample import Bank
 from bridge.call import Call, lost, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
+from bridge.left import LeftCalls
 from bridge.leg import Leg
 from bridge.line import Line
 from bridge.turns import TurnRules
@@ -90,7 +91,7 @@ class Switchboard:
         self._wall = wall
         self._bank = bank
         self._room = room  # for what a call will say
-        self._left: dict[str, tuple[LeftCall, float]] = {}  # may come back until then
+        self._left = LeftCalls()
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
@@ -151,8 +152,7 @@ class Switchboard:
         """Calls that another process left when it died, and the ids of those that were over."""
         for call_id in ids:
             self._use(call_id, call_id)
-        for call in calls:
-            self._left[call.info.id] = (call, until)
+        self._left.add(calls, until)
 
     # -- lines ---------------------------------------------------------------------------------
 
@@ -206,8 +206,7 @@ class Switchboard:
                 break
             del self._announced[uuid]
             self._count.dropped("announcements", "expired")
-        for left in [left for left, until in self._left.values() if until <= now]:
-            del self._left[left.info.id]
+        for left in self._left.lost(now):
             self._use(left.info.id, left.info.id)
             self._publish(lost(left, self._wall()))
             self._count.call_ended("lost", left.at - left.began)
@@ -220,7 +219,7 @@ class Switchboard:
     # -- admission -----------------------------------------------------------------------------
 
     def _admit(self, line: Line) -> None:
-        unheard = Announcement(line.uuid, leg=self._leg_left(line.uuid))
+        unheard = Announcement(line.uuid, leg=self._left.leg(line.uuid))
         announcement, _ = self._announced.pop(line.uuid, (unheard, 0.0))
         call_id = announcement.call or line.uuid
         info = replace(announcement.info, id=call_id, ingress=line.ingress)
@@ -245,7 +244,7 @@ class Switchboard:
 
     def _new_call(self, name: LegName, line: Line, info: CallInfo) -> tuple[Call, Leg]:
         """A call with its first leg. Raises `Busy`."""
-        left, _ = self._left.get(info.id, (None, 0.0))
+        left = self._left.find(info.id)
         if left is None and not self._room():
             raise Busy("outbox", "the outbox's file is full")
         if len(self.calls) >= self._admission.max_calls:
@@ -259,17 +258,11 @@ class Switchboard:
             left=left,
         )
         leg = self._add_leg(call, name, line)
-        self._left.pop(call.id, None)
+        self._left.back(call.info)
         self._use(call.id, line.uuid)
         self.calls[call.id] = call
         self._count.call_started(line.ingress)
         return call, leg
-
-    def _leg_left(self, uuid: str) -> LegName:
-        """Which leg a UUID was in another process, where nobody will say it again."""
-        left, _ = self._left.get(uuid, (None, 0.0))
-        callee = left is not None and left.turns.get("callee", -1) > left.turns.get("caller", -1)
-        return "callee" if callee else "caller"
 
     def _add_leg(self, call: Call, name: LegName, line: Line) -> Leg:
         return call.add_leg(

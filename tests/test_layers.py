@@ -35,7 +35,8 @@ OURS: dict[str, str] = {
     "bridge.leg": f"{PURE} bridge.audio.* {TURNS}",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
     "bridge.line": "bridge.types bridge.leg",
-    "bridge.switchboard": f"{CALLS} bridge.line",
+    "bridge.left": "bridge.types",
+    "bridge.switchboard": f"{CALLS} bridge.line bridge.left",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
     "bridge.config_media": "bridge.config_fields",
@@ -65,7 +66,7 @@ OURS: dict[str, str] = {
     "bridge.client": f"{IO} bridge.caller bridge.client_rtp bridge.recording bridge.script",
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
-        "desk", "outbox_watch", "outbox_command", "webhook_command", "server", "audiosocket_user",
+        "desk", "outbox_file", "outbox_command", "webhook_command", "server", "audiosocket_user",
         "rtp_user", "taps", "worker",
         "supervisor", "cli",
         "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
@@ -78,7 +79,7 @@ PURE_MODULES = """
     bridge.engine.clock bridge.engine.budget bridge.engine.rows bridge.engine.words
     bridge.engine.pauses bridge.engine.checkpoint_config bridge.engine.checkpoint_tensors
     bridge.engine.checkpoint_memory
-    bridge.leg bridge.call bridge.line bridge.switchboard bridge.egress.signature
+    bridge.leg bridge.call bridge.line bridge.left bridge.switchboard bridge.egress.signature
     bridge.egress.pending bridge.egress.retry bridge.egress.packed bridge.egress.runs
     bridge.egress.addresses bridge.egress.store_types bridge.egress.store_keys
     bridge.pbx.ami_text bridge.pbx.esl_text

@@ -1,9 +1,21 @@
-"""What Prometheus reads of the outbox's file."""
+"""The outbox's file: as the settings have it, and as Prometheus reads it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from bridge.config import OutboxSettings
 from bridge.egress.shelf import Shelves
+from bridge.egress.store_types import StoreLimits
 from bridge.metrics import Metrics
+
+
+def make(settings: OutboxSettings) -> Shelves | None:
+    """Not opened yet; None where everything is in memory."""
+    if not settings.path:
+        return None
+    limits = StoreLimits(settings.max_rows, settings.max_mb << 20, settings.dead_days * 86400)
+    return Shelves(Path(settings.path), limits)
 
 
 def watch_outbox(metrics: Metrics, shelves: Shelves) -> None:
