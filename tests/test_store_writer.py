@@ -30,7 +30,7 @@ from bridge.egress.store_types import (
 )
 from bridge.egress.store_writer import StoreWriter
 from bridge.errors import BridgeError
-from bridge.types import CallEvent, CallInfo, EventBody, Final, Started
+from bridge.types import CallEvent, CallInfo, EventBody, Final, Refused, Started
 from tests.waiting import until
 
 
@@ -199,11 +199,12 @@ async def test_one_that_cannot_be_written_does_not_cost_the_others(
 ) -> None:
     path = tmp_path / "o.db"
     async with writing(path, gather=0.05) as (writer, told):
-        for seq in (0, 1 << 70, 1):
-            writer.put(keep(seq))
-        await until(lambda: told.safe() == [0, 1] and told.safe(stored=False) == [1 << 70])
+        for seq in (0, 7, 1):
+            body = Refused(object()) if seq == 7 else None  # type: ignore[arg-type]
+            writer.put(Keep("hook", event(seq, body=body), 2, False))
+        await until(lambda: told.safe() == [0, 1] and told.safe(stored=False) == [7])
     assert rows(path) == [0, 1]
-    assert caplog.messages == ["outbox: Keep: OverflowError"]
+    assert caplog.messages == ["outbox: Keep: TypeError"]
 
 
 async def test_a_folder_that_is_not_there_stops_the_start(tmp_path: Path) -> None:

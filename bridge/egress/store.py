@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from bridge.egress import store_notes
 from bridge.egress.packed import pack, unpack
 from bridge.egress.store_adopt import adopt
-from bridge.egress.store_keys import key, name
+from bridge.egress.store_keys import key, name, rows
 from bridge.egress.store_owner import Owner
 from bridge.egress.store_schema import connect
 from bridge.egress.store_types import (
@@ -53,6 +53,26 @@ CROWDED = 0.95  # of the room: what matters least of calls that are over goes
 SHED_AT_ONCE = 10_000  # rows
 ERROR_TEXT = 500  # characters of why a letter is dead
 
+_EACH = "(SELECT value AS v FROM json_each(?)) j"
+_KEEP = f"""
+INSERT OR IGNORE INTO event (sink, call, seq, rank, at, body)
+SELECT v->>0, v->>1, v->>2, v->>3, v->>4, CAST(v->>5 AS BLOB) FROM {_EACH}
+"""
+_BACKLOG = f"""
+INSERT INTO backlog (sink, call, owner, over) SELECT v->>0, v->>1, v->>2, v->>3 FROM {_EACH}
+WHERE true ON CONFLICT DO UPDATE SET owner = excluded.owner, over = max(over, excluded.over)
+"""
+# CROSS JOIN: the few rows outside, the index of the many inside
+_DONE = f"""
+DELETE FROM event WHERE id IN (SELECT e.id FROM {_EACH} CROSS JOIN event e
+    WHERE e.sink = v->>0 AND e.call = v->>1 AND e.seq = v->>2)
+"""
+_LAST = f"""
+UPDATE backlog SET last = max(last, v->>2) FROM {_EACH} WHERE sink = v->>0 AND call = v->>1
+"""
+_OVER = f"""
+DELETE FROM backlog WHERE (sink, call) IN (SELECT v->>0, v->>1 FROM {_EACH})
+"""
 _SHED = """
 DELETE FROM event WHERE id IN (
     SELECT e.id FROM event e JOIN backlog b USING (sink, call)
@@ -72,7 +92,7 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._owner: Owner | None = None
         self._change = 0  # rows more, in the present transaction
-        self._packed: tuple[CallEvent, bytes] | None = None
+        self._packed: tuple[CallEvent, str] | None = None
 
     @property
     def fill(self) -> float:
@@ -155,26 +175,18 @@ class Store:
         if not ops:
             return
         over: dict[tuple[str, str], int] = {}
-        rows = []
+        kept = []
         for op in ops:
             event, place = op.event, (key(op.sink), key(op.event.call.id))
             over[place] = over.get(place, 0) | op.ends
-            rows.append((*place, event.seq, op.rank, event.at, self._pack(event)))
-        self._many(
-            db,
-            "INSERT OR IGNORE INTO event (sink, call, seq, rank, at, body) VALUES (?,?,?,?,?,?)",
-            rows,
-        )
-        db.executemany(
-            "INSERT INTO backlog (sink, call, owner, over) VALUES (?,?,?,?) ON CONFLICT DO UPDATE"
-            " SET owner = excluded.owner, over = max(over, excluded.over)",
-            [(*place, owner, ends) for place, ends in over.items()],
-        )
+            kept.append((*place, event.seq, op.rank, event.at, self._pack(event)))
+        self._change += db.execute(_KEEP, (rows(kept),)).rowcount
+        db.execute(_BACKLOG, (rows([(*place, owner, int(end)) for place, end in over.items()]),))
 
-    def _pack(self, event: CallEvent) -> bytes:
-        """As bytes; once for all sinks, which keep it one after the other."""
+    def _pack(self, event: CallEvent) -> str:
+        """As text; once for all sinks, which keep it one after the other."""
         if self._packed is None or self._packed[0] is not event:
-            self._packed = (event, pack(event))
+            self._packed = (event, pack(event).decode())
         return self._packed[1]
 
     def _again(self, db: sqlite3.Connection, ops: Sequence[Again]) -> None:
@@ -206,20 +218,12 @@ class Store:
             last[place] = op.seq
             if op.kept:
                 gone.append((*place, op.seq))
-        self._many(db, "DELETE FROM event WHERE sink = ? AND call = ? AND seq = ?", gone, -1)
-        db.executemany(
-            "UPDATE backlog SET last = max(last, ?) WHERE sink = ? AND call = ?",
-            [(seq, *place) for place, seq in last.items()],
-        )
-        db.executemany(
-            "DELETE FROM backlog WHERE sink = ? AND call = ?",
-            [(key(op.sink), key(op.call)) for op in over],
-        )
-
-    def _many(
-        self, db: sqlite3.Connection, statement: str, rows: Iterable[Any], sign: int = 1
-    ) -> None:
-        self._change += sign * max(0, db.executemany(statement, rows).rowcount)
+        if gone:
+            self._change -= db.execute(_DONE, (rows(gone),)).rowcount
+        if last:
+            db.execute(_LAST, (rows([(*place, seq) for place, seq in last.items()]),))
+        if over:
+            db.execute(_OVER, (rows([(key(op.sink), key(op.call)) for op in over]),))
 
     def _load(self, db: sqlite3.Connection, op: Load) -> Loaded:
         place = (key(op.sink), key(op.call))
@@ -228,13 +232,13 @@ class Store:
             " AND state = 0 ORDER BY seq LIMIT ?",
             (*place, op.after, op.limit + 1),
         ).fetchall()
-        rows = []
+        loaded = []
         for seq, attempts, due, at, body in found[: op.limit]:
             try:
-                rows.append(StoredRow(unpack(body), attempts, due, at))
+                loaded.append(StoredRow(unpack(body), attempts, due, at))
             except ValueError as error:  # of another version, or written by somebody else
                 self._dead(db, [Dead(op.sink, op.call, seq, f"cannot be read: {error}")], ())
-        return Loaded(op.sink, op.call, tuple(rows), len(found) > op.limit)
+        return Loaded(op.sink, op.call, tuple(loaded), len(found) > op.limit)
 
     def _tidy(self, db: sqlite3.Connection) -> list[Result]:
         now, limits = self._wall(), self.limits
@@ -246,10 +250,10 @@ class Store:
         db.execute("DELETE FROM call WHERE over = 1 AND at < ?", (now - limits.calls_for,))
         if self.fill < CROWDED:
             return []
-        rows = db.execute(_SHED, (SHED_AT_ONCE,)).fetchall()
-        self._change -= len(rows)
+        shed = db.execute(_SHED, (SHED_AT_ONCE,)).fetchall()
+        self._change -= len(shed)
         places: dict[tuple[str, str], list[int]] = {}
-        for sink, call, seq in rows:
+        for sink, call, seq in shed:
             places.setdefault((name(sink), name(call)), []).append(seq)
         return [Shed(sink, call, tuple(seqs)) for (sink, call), seqs in places.items()]
 

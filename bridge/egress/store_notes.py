@@ -6,13 +6,14 @@ import sqlite3
 from collections.abc import Sequence
 
 from bridge.egress.packed import pack_info
-from bridge.egress.store_keys import key
+from bridge.egress.store_keys import key, rows
 from bridge.egress.store_types import Note
 from bridge.types import CallEvent, Ended, EndOfTurn, Final, Partial, Refused
 
 _WRITE = """
 INSERT INTO call (id, owner, next, began, at, over, caller_turn, callee_turn, info)
-VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET
+SELECT v->>0, v->>1, v->>2, v->>3, v->>4, v->>5, v->>6, v->>7, CAST(v->>8 AS BLOB)
+FROM (SELECT value AS v FROM json_each(?)) WHERE true ON CONFLICT DO UPDATE SET
     owner = excluded.owner, next = max(next, excluded.next), at = excluded.at,
     over = max(over, excluded.over), info = excluded.info,
     caller_turn = max(caller_turn, excluded.caller_turn),
@@ -41,20 +42,21 @@ class _Row:
 
 def write(db: sqlite3.Connection, owner: int, notes: Sequence[Note]) -> None:
     """One row per call, however many of its events there are."""
-    rows: dict[str, _Row] = {}
+    calls: dict[str, _Row] = {}
     for note in notes:
         call = note.event.call.id
-        row = rows.get(call)
+        row = calls.get(call)
         if row is None:
-            row = rows[call] = _Row(note.event)
+            row = calls[call] = _Row(note.event)
         row.add(note.event)
-    db.executemany(_WRITE, [_values(row, owner) for row in rows.values()])
+    if calls:
+        db.execute(_WRITE, (rows([_values(row, owner) for row in calls.values()]),))
 
 
 def _values(row: _Row, owner: int) -> tuple[object, ...]:
     event = row.event
     turns = row.turns["caller"], row.turns["callee"]
     return (
-        *(key(event.call.id), owner, event.seq + 1, row.began, event.at, row.over, *turns),
-        pack_info(event.call),
+        *(key(event.call.id), owner, event.seq + 1, row.began, event.at, int(row.over), *turns),
+        pack_info(event.call).decode(),
     )
