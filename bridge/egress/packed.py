@@ -43,7 +43,10 @@ _KINDS: Mapping[str, type[EventBody]] = MappingProxyType(
 )
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _COUNTS = frozenset(field.name for field in fields(LegCounts))
-_INFO = frozenset(field.name for field in fields(CallInfo))
+_INFO = tuple(field.name for field in fields(CallInfo) if field.name != "extra")
+# Not asdict, which copies what it finds: half of what keeping an event cost.
+_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _NAMES}
+_dump = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def pack(event: CallEvent) -> bytes:
@@ -56,9 +59,9 @@ def pack(event: CallEvent) -> bytes:
             event.leg,
             _NAMES[type(event.body)],
             _body(event.body),
-            asdict(event.call),
+            _info(event.call),
         ]
-    )
+    ).encode()
 
 
 def unpack(data: bytes) -> CallEvent:
@@ -76,20 +79,21 @@ def unpack(data: bytes) -> CallEvent:
 
 def pack_info(info: CallInfo) -> bytes:
     """Who is calling."""
-    return _dump(asdict(info))
+    return _dump(_info(info)).encode()
 
 
 def unpack_info(data: bytes | Mapping[str, Any]) -> CallInfo:
     """What `pack_info` packed, or the object that it was. Raises ValueError."""
     told = json.loads(data) if isinstance(data, bytes) else data
     try:
-        return CallInfo(**{key: value for key, value in told.items() if key in _INFO})
-    except (TypeError, AttributeError) as error:
+        known = {key: value for key, value in told.items() if key in _INFO}
+        return CallInfo(**known, extra=dict(told["extra"]))
+    except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"not who is calling ({type(error).__name__})") from None
 
 
-def _dump(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+def _info(info: CallInfo) -> dict[str, object]:
+    return {name: getattr(info, name) for name in _INFO} | {"extra": dict(info.extra)}
 
 
 def _body(body: EventBody) -> dict[str, object]:
@@ -98,8 +102,10 @@ def _body(body: EventBody) -> dict[str, object]:
             return {"turn": turn, "text": text, "words": _words(words)}
         case Final(turn, text, words, language):
             return {"turn": turn, "text": text, "words": _words(words), "language": language}
-        case _:
+        case Ended():
             return asdict(body)
+        case _:
+            return {name: getattr(body, name) for name in _FIELDS[type(body)]}
 
 
 def _words(words: tuple[Word, ...]) -> list[list[object]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii
 
 
 def key(text: str) -> str:
     """A call's or a sink's name in ASCII: every string has one, a broken one too."""
-    return json.dumps(text)[1:-1]
+    return encode_basestring_ascii(text)[1:-1]
 
 
 def rows(values: Sequence[Sequence[object]]) -> str:
