@@ -2,7 +2,7 @@
 
 Theory of operation. One row per sink and event, deleted when the sink has taken it. Everything that
 is asked between two commits becomes one transaction (`apply`), so that a busy bridge pays for one
-fsync per ten or twenty milliseconds, not per event. Beside the events two small tables: `backlog`
+fsync per five or ten milliseconds, not per event. Beside the events two small tables: `backlog`
 says, per sink and call, what the sink took last and which process delivers it; `call` says which
 numbers are used up. What a process leaves behind is adopted by another (`Adopt`).
 
