@@ -311,7 +311,11 @@ class Server:
     def publish(self, event: CallEvent) -> None:
         """To every sink's queue."""
         if self.shelves is not None:
-            self.shelves.note(event)
+            self.shelves.publish(event, self._put)
+        else:
+            self._put(event)
+
+    def _put(self, event: CallEvent) -> None:
         for outbox in self.outboxes:
             outbox.put(event)
 

@@ -67,8 +67,7 @@ class Caller:
             event = CallEvent(
                 CallInfo(call), seq, BEGAN + seq / 100, "caller", body(seq, self._run)
             )
-            self._shelves.note(event)
-            self._outbox.put(event)
+            self._shelves.publish(event, self._outbox.put)
             self.next[call] += 1
             if seq == LENGTH - 1:
                 del self.next[call]

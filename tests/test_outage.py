@@ -75,9 +75,7 @@ async def outage(path: Path, seconds: float) -> None:
     while calls.made < RATE * seconds:
         while calls.made < RATE * (time.monotonic() - began):
             event = calls.next()
-            shelves.note(event)
-            for box in boxes:
-                box.put(event)
+            shelves.publish(event, lambda event: [box.put(event) for box in boxes])
         most = max(most, len(boxes[0]._pending))
         await asyncio.sleep(0.01)
     down.up = True

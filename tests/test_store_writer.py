@@ -93,6 +93,25 @@ async def test_many_events_share_a_commit(tmp_path: Path) -> None:
         assert writer.counters["commits"] < 20
 
 
+async def test_what_belongs_together_is_in_one_commit(tmp_path: Path) -> None:
+    """An event's number and the event itself: one without the other would be an event lost."""
+    async with writing(tmp_path / "o.db") as (writer, told):
+        batches: list[list[Op]] = []
+        real = writer.store.apply
+        writer.store.apply = lambda ops: (batches.append(list(ops)), real(ops))[1]  # type: ignore[func-returns-value, method-assign] # fmt: skip
+        both: list[Op] = [Note(event(7)), keep(7)]
+        with writer.together():
+            writer.put(both[0])
+            for seq in range(3):  # the thread writes whatever else there is meanwhile
+                writer._waiting.append((keep(seq),))
+                writer._some.set()
+                await until(lambda: seq in told.safe())  # noqa: B023
+            assert not any(op in batch for batch in batches for op in both)
+            writer.put(both[1])
+        await until(lambda: 7 in told.safe())
+        assert [op for op in batches[-1] if op in both] == both
+
+
 async def test_close_writes_what_waits(tmp_path: Path) -> None:
     path = tmp_path / "o.db"
     async with writing(path, gather=60.0) as (writer, told):

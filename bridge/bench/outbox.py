@@ -115,8 +115,9 @@ class _Line:
 
     def put(self, event: CallEvent) -> None:
         if self.shelves is not None:
-            self.shelves.note(event)
-        self.box.put(event)
+            self.shelves.publish(event, self.box.put)
+        else:
+            self.box.put(event)
 
     async def close(self) -> None:
         await self.box.close(5.0)

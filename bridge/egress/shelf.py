@@ -137,9 +137,11 @@ class Shelves:
         found = self._shelves[sink] = Shelf(self.writer, sink, self._wall)
         return found
 
-    def note(self, event: CallEvent) -> None:
-        """Before any sink's queue gets it: its number is used up."""
-        self.writer.put(Note(event))
+    def publish(self, event: CallEvent, put: Callable[[CallEvent], None]) -> None:
+        """Use its number up and give it to the queues with `put`; on disk it is all or nothing."""
+        with self.writer.together():
+            self.writer.put(Note(event))
+            put(event)
 
     @property
     def room(self) -> bool:

@@ -19,8 +19,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Literal, TypeAlias
 
 from bridge.egress.store import Store
@@ -56,7 +56,8 @@ class StoreWriter:
         self.counters: Counter[str] = Counter()
         self.trouble = ""  # why the file cannot be written; empty while it can
         self._tell, self._gather, self._most, self._retry = tell, gather, most, retry
-        self._waiting: deque[Op] = deque()
+        self._waiting: deque[tuple[Op, ...]] = deque()  # what is together is in one commit
+        self._together: list[Op] | None = None
         self._batch: list[Op] = []  # the thread's
         self._some = threading.Event()
         self._closing = threading.Event()
@@ -84,9 +85,28 @@ class StoreWriter:
             if isinstance(op, Keep | Await | Note) or len(self._waiting) >= 2 * self._most:
                 return "no"
         trouble = bool(self.trouble)
-        self._waiting.append(op)
-        self._some.set()
+        if self._together is not None:
+            self._together.append(op)
+        else:
+            self._waiting.append((op,))
+            self._some.set()
         return "late" if trouble else "waits"
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is asked inside is done in one commit, or none of it.
+
+        A number that is used up without its event being kept would be an event lost.
+        """
+        together: list[Op] = []
+        self._together = together
+        try:
+            yield
+        finally:
+            self._together = None
+            if together:
+                self._waiting.append(tuple(together))
+                self._some.set()
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - for the thread, not for us
         """Write what waits, for at most `timeout` seconds. False when something was not written."""
@@ -117,7 +137,8 @@ class StoreWriter:
             self._closing.wait(max(0.0, self._last + self._gather - time.monotonic()))
         self._some.clear()
         room = self._most * 2 - len(self._batch)
-        self._batch += [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        for _ in range(min(room, len(self._waiting))):
+            self._batch += self._waiting.popleft()
         if time.monotonic() - self._tidied > TIDY:
             self._tidied = time.monotonic()
             self._batch.append(Tidy())
