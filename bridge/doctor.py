@@ -11,7 +11,15 @@ import logging
 import sys
 from typing import TextIO
 
-from bridge import config, doctor_ami, doctor_ari, doctor_esl, doctor_local, doctor_webhook
+from bridge import (
+    config,
+    doctor_ami,
+    doctor_ari,
+    doctor_esl,
+    doctor_local,
+    doctor_outbox,
+    doctor_webhook,
+)
 from bridge.config import Settings
 from bridge.doctor_report import Finding, Report, failed, ok, warning
 from bridge.errors import ConfigError
@@ -43,6 +51,7 @@ async def _check(settings: Settings, report: Report) -> None:
     report.add(*await doctor_local.engine(settings.engine))
     report.add(doctor_local.open_files(settings), doctor_local.loop())
     report.add(*doctor_local.audiosocket(settings.audiosocket))
+    report.add(doctor_outbox.check(settings.outbox))
     outside = [
         _ami(settings),
         _ari(settings),
