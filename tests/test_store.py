@@ -286,6 +286,13 @@ def test_when_it_is_crowded_digits_of_calls_that_are_over_go_first(files: Files)
     assert seqs(store, "old") == [8] and seqs(store, "up") == list(range(8)) and store.rows == 11
 
 
+def test_what_another_process_writes_counts_too(files: Files) -> None:
+    one, other = files.store(), files.store()
+    other.apply([*keep(0, 1, 2), Dead("hook", "a", 1, "no")])
+    one.apply([*keep(0, call="b"), Tidy()])
+    assert (one.rows, one.dead) == (4, 1)
+
+
 def test_the_size_is_what_is_in_use(files: Files) -> None:
     files.limits = StoreLimits(size=1 << 20)
     store = files.store()

@@ -53,6 +53,7 @@ CROWDED = 0.95  # of the room: what matters least of calls that are over goes
 SHED_AT_ONCE = 10_000  # rows
 ERROR_TEXT = 500  # characters of why a letter is dead
 
+_COUNTS = ("SELECT count(*) FROM event", "SELECT count(*) FROM event WHERE state = 1")
 _EACH = "(SELECT value AS v FROM json_each(?)) j"
 _KEEP = f"""
 INSERT OR IGNORE INTO event (sink, call, seq, rank, at, body)
@@ -242,12 +243,11 @@ class Store:
 
     def _tidy(self, db: sqlite3.Connection) -> list[Result]:
         now, limits = self._wall(), self.limits
-        gone = db.execute(
-            "DELETE FROM event WHERE state = 1 AND at < ?", (now - limits.dead_for,)
-        ).rowcount
-        self._change -= gone
-        self.dead -= gone
+        db.execute("DELETE FROM event WHERE state = 1 AND at < ?", (now - limits.dead_for,))
         db.execute("DELETE FROM call WHERE over = 1 AND at < ?", (now - limits.calls_for,))
+        # Another process, or an operator, may have written too.
+        self.rows, self.dead = (db.execute(count).fetchone()[0] for count in _COUNTS)
+        self._change = 0
         if self.fill < CROWDED:
             return []
         shed = db.execute(_SHED, (SHED_AT_ONCE,)).fetchall()
@@ -259,8 +259,7 @@ class Store:
 
     def _count(self) -> None:
         assert self._db is not None
-        (self.rows,) = self._db.execute("SELECT count(*) FROM event").fetchone()
-        (self.dead,) = self._db.execute("SELECT count(*) FROM event WHERE state = 1").fetchone()
+        self.rows, self.dead = (self._db.execute(count).fetchone()[0] for count in _COUNTS)
         self._measure()
 
     def _measure(self) -> None:
