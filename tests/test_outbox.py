@@ -312,6 +312,20 @@ async def test_partials_expire() -> None:
         assert [(e.seq, e.gap_before) for e in sink.taken] == [(0, 0), (2, 1), (3, 0)]
 
 
+async def test_a_partial_that_expires_as_its_call_ends_does_not_take_the_end_with_it() -> None:
+    sink = Held()
+    async with Line(sink, concurrency=1) as line:
+        line.put(Started(), call="busy")
+        await settle()
+        line.put(partial())
+        line.time.now += PARTIAL_TTL  # and nobody has looked yet
+        line.put(END)
+        assert line.outbox.calls == 2 and line.counters == {"expired": 1}
+        await sink.say("busy")
+        await sink.say("a")
+        assert sink.taken[-1].body == END and line.outbox.calls == 1
+
+
 async def test_a_partial_that_fails_holds_up_its_call_until_it_expires_at_most() -> None:
     sink = Sink(lambda event: down(event) if isinstance(event.body, Partial) else None)
     async with Line(sink) as line:

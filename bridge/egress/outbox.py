@@ -131,10 +131,10 @@ class Outbox:
         backlog = (self._pending.backlog if wanted else self._pending.find)(event.call.id)
         if backlog is None:
             return
-        if isinstance(event.body, Ended | Refused):
-            backlog.over = True
         if wanted and event.seq not in backlog.rows:
             self._add(backlog, event)
+        if isinstance(event.body, Ended | Refused):  # only now: it is a row of a call that is up
+            backlog.over = True
         self._tidy(backlog)
 
     def _wants(self, event: CallEvent) -> bool:
