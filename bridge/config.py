@@ -49,6 +49,7 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_outbox import OutboxSettings
 from bridge.config_recording import RecordingSettings
 from bridge.config_rules import RuleSettings, RulesSettings
 from bridge.config_rules import check as check_rules
@@ -57,11 +58,11 @@ from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
-    "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RecordingSettings", "RedactionSettings", "RtpSettings", "RuleSettings", "RulesSettings",
-    "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebSocketSettings",
-    "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
-    "rule_from_dict",
+    "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings",
+    "OutboxSettings", "PortRange", "RecordingSettings", "RedactionSettings", "RtpSettings",
+    "RuleSettings", "RulesSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
+    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address",
+    "port_range", "rule_from_dict",
 ]  # fmt: skip
 
 
@@ -86,6 +87,7 @@ class Settings(BaseSettings):
     webhook: list[WebhookSettings] = Field(default_factory=list)
     rules: RulesSettings = RulesSettings()
     rule: list[RuleSettings] = Field(default_factory=list, max_length=500)
+    outbox: OutboxSettings = OutboxSettings()
     log: LogSettings = LogSettings()
     redaction: RedactionSettings = RedactionSettings()
     recording: RecordingSettings = RecordingSettings()

@@ -171,8 +171,10 @@ class WebhookSettings(Section):
     events: list[str] = Field(default_factory=list)  # prefixes such as "transcript."; empty: all
     timeout: float = Field(default=15.0, gt=0, le=60)
     allow_insecure: bool = False  # http:// to anything but loopback
+    allow_private: bool = False  # the URL's name may lead to a private address
     queue: int = Field(default=10_000, ge=10)
     redact: list[Kind] = Field(default_factory=list)
+    batch: bool = False  # several events of one call, if they wait, as an array in one POST
 
     @model_validator(mode="after")
     def _checks(self) -> WebhookSettings:

@@ -17,6 +17,7 @@ from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
+from bridge.outbox_file import watch_outbox
 from bridge.pbx.ari_taps import NoChannel
 from bridge.recorder.recorder import answered
 from bridge.types import Announcement, Final, LegCounts, LegName, Listened
@@ -74,6 +75,8 @@ class Desk:
             checks["ari"] = self._server.ari.state
         if self._server.sockets is not None:
             checks["websocket"] = "ok"
+        if self._server.shelves is not None:
+            checks["outbox"] = self._server.shelves.state
         for outbox in self._server.outboxes:
             checks[f"sink {outbox.name}"] = outbox.state
         return Health(
@@ -281,6 +284,8 @@ def watch(server: Server) -> None:
     if recorder is not None:
         counts("recording_total", "What became of recordings.", lambda: recorder.counters, "what")
         gauge("recording_queue_bytes", "Audio that waits.", lambda: recorder.queued)
+    if server.shelves is not None:
+        watch_outbox(server.metrics, server.shelves)
     if link is not None:
         gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
         counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")

@@ -48,7 +48,8 @@ class Leg:
     first sample) becomes a partial or a final. `tell` gets every event, `over` is
     called once, after the last. `toggle` is called when the digits `pause_digits` are pressed.
     `listened`: up to which second of the call's clock all words have been said; `spoken`: there was
-    a word, or the guess at one. Raises `Busy`.
+    a word, or the guess at one. `turn`: the number of
+    its first turn. Raises `Busy`.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Leg:
         bank: Bank | None = None,
         pause_digits: str = "",
         toggle: Callable[[], None] = lambda: None,
+        turn: int = 0,
     ) -> None:
         self.name: LegName = name
         self.offset = offset
@@ -91,6 +93,7 @@ class Leg:
         self._tell = tell
         self._over = over
         self._turns = Turns(rules, recogniser.language)
+        self._turns.turn = turn
         self._told_words = 0  # of the present partial
         self._recogniser = recogniser
         self._rate = 0

@@ -38,9 +38,13 @@ INGRESSES = (
     "audiosocket", "rtp", "l16", "twilio", "telnyx", "plivo", "vonage", "signalwire", "exotel",
     "audiohook", "asterisk", "freeswitch", "moshi", "stream", "stt", "pcm", "realtime", "deepgram",
 )  # fmt: skip
-REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
+REFUSED_CALLS = (
+    "busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate",
+    "outbox",
+)  # fmt: skip
 END_REASONS = (
-    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal", "heard")
+    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal", "heard",
+     "lost")
     + REFUSED_CALLS
 )  # fmt: skip
 REFUSED_CONNECTIONS = ("denied", "address", "limit", "deadline", "protocol", "no_uuid")

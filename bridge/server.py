@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from bridge import taps
+from bridge import outbox_file, taps
 from bridge.admission import Admission, Limit
 from bridge.ami_user import AmiUser
 from bridge.audio.resample import Bank
@@ -42,7 +42,7 @@ from bridge.switchboard import Switchboard
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent, IngressEvent
+from bridge.types import Announcement, CallEvent, IngressEvent, LeftCall
 from bridge.unicast import Unicasts
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 BANK_ROWS = 64  # legs resampled in one product; more gain nothing
 EXPIRE_EVERY = 0.05  # s between looks at waits that are over
 ENGINE_WAIT = 5.0  # s that connections wait in the kernel for the engine before they are refused
+STORE_WAIT = 5.0  # s at the end for the outbox's file
 GOODBYE_WAIT = 1.0  # s at the end for peers to close; Asterisk takes 0.4 ms (ASTERISK §1.3)
 HURRIED_WAIT = 0.1  # s, after a second SIGTERM
 
@@ -83,6 +84,7 @@ class Server:
         self.draining = False
         self._closed = False
         self.outboxes: list[Outbox] = []
+        self.shelves = outbox_file.make(settings.outbox)
         self._ami = AmiUser(
             settings.ami,
             lambda: self.switchboard,
@@ -123,9 +125,13 @@ class Server:
             wall=time.time,
             bank=bank,
             part=self._ami.farewells.part,
-            objection=lambda: objection(self.recogniser),
+            objection=self._objection,
+            room=self._room,
             **({"on_leg": self.recorder.leg} if self.recorder else {}),
         )
+        self._left: list[tuple[Sequence[LeftCall], Sequence[str]]] = []
+        if self.shelves is not None:
+            self.shelves.on_calls = self._left_by_another
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         self.socket_user: SocketUser | None = None
         if settings.websocket is not None:
@@ -146,14 +152,18 @@ class Server:
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
 
-        def add(sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000) -> None:
-            outbox = Outbox(sink, limit=limit, delivered=self._delivered)
+        def add(
+            sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000, *, kept: bool = True
+        ) -> None:
+            shelf = self.shelves.shelf(sink.name) if self.shelves is not None and kept else None
+            outbox = Outbox(sink, limit=limit, delivered=self._delivered, shelf=shelf)
             self.outboxes.append(outbox)
             self.redaction.add(redact, outbox.put)
 
         for sink in more:
             add(sink)
-        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact)
+        # The log never fails, and needs nothing on the disk.
+        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact, kept=False)
         if settings.http.redact:
             self.shown = ShownFinals(self.switchboard.find)
             self.redaction.add(settings.http.redact, self.shown.put)
@@ -189,6 +199,8 @@ class Server:
             )
             self.http = HttpServer(app, listeners["http"])
             await self.http.start()
+        if self.shelves is not None:
+            await self.shelves.start()
         for outbox in self.outboxes:
             await outbox.start()
         if self.link is not None:
@@ -211,6 +223,8 @@ class Server:
         finally:
             late.cancel()
         self.loaded = True
+        for calls, over in self._left:
+            self._left_by_another(calls, over)
         self._open("")
         if self.ari is not None:
             await self.ari.start()  # only now: a tap is a call, and would be refused
@@ -338,6 +352,8 @@ class Server:
         if self.recorder is not None and not await asyncio.to_thread(self.recorder.close, timeout):
             log.error("recording: %d bytes were not written", self.recorder.queued)
         self._ami.farewells.close()
+        if self.shelves is not None:
+            await self.shelves.close(STORE_WAIT)
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -382,9 +398,31 @@ class Server:
         return tap(asked) if tap is not None else None
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink, redacted where its settings say so; then to the rules, unredacted."""
-        self.redaction.publish(event)
+        """To every sink, redacted where its settings say so; then to the rules, unredacted.
+
+        What redaction holds back for a moment is not on the disk meanwhile: not in the clear.
+        """
+        if self.shelves is not None:
+            self.shelves.publish(event, self.redaction.publish)
+        else:
+            self.redaction.publish(event)
         self.rules.take(event)
+
+    def _room(self) -> bool:
+        return self.shelves is None or self.shelves.room
+
+    def _objection(self) -> Busy | None:
+        """What is against a new call: the engine's pace, or a disk that is full."""
+        if not self._room():
+            return Busy("outbox", "the outbox's file is full")
+        return objection(self.recogniser)
+
+    def _left_by_another(self, calls: Sequence[LeftCall], over: Sequence[str]) -> None:
+        """Calls may come back from when we answer on, not while the engine loads."""
+        if not self.loaded:
+            self._left.append((calls, over))
+        else:
+            self.switchboard.left(calls, over, self.clock() + self.settings.outbox.resume)
 
     def announce(self, announcement: Announcement) -> float:
         """What a UUID belongs to, with a slot reserved for it (`Switchboard.announce`)."""

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
 from bridge.admission import Admission, Gate
 from bridge.audio.resample import Bank
-from bridge.call import Call, refusal
+from bridge.call import Call, lost, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
 from bridge.joining import CallIds, learn, together
+from bridge.left import LeftCalls
 from bridge.leg import Leg
 from bridge.line import SILENCE, Line, Listener
 from bridge.listening import Listening, Part
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent, CallInfo, Ended, LegCounts, LegName
+from bridge.types import Announcement, CallEvent, CallInfo, Ended, LeftCall, LegCounts, LegName
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 MAX_ANNOUNCED = 10_000  # UUIDs waiting for their socket; the oldest goes first
@@ -74,6 +75,7 @@ class Switchboard:
         part: Part = lambda call, hang_up: hang_up(),
         objection: Callable[[], Busy | None] = lambda: None,
         on_leg: Callable[[Call, Leg], None] = lambda call, leg: None,
+        room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.gate = Gate(admission, recogniser, objection)
         self.listening = Listening(self.closed, part)
@@ -92,6 +94,8 @@ class Switchboard:
         self._bank = bank
         self._part = part
         self._on_leg = on_leg  # told of each leg before its first frame
+        self._room = room  # for what a call will say
+        self._left = LeftCalls()
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
@@ -175,6 +179,12 @@ class Switchboard:
             or channel in [call.info.extra.get(key) for key in extra]
         ]
 
+    def left(self, calls: Iterable[LeftCall], ids: Iterable[str], until: float) -> None:
+        """Calls that another process left when it died, and the ids of those that were over."""
+        for call_id in ids:
+            self._ids.use(call_id, call_id)
+        self._left.add(calls, until)
+
     # -- lines ---------------------------------------------------------------------------------
 
     def opened(
@@ -191,8 +201,10 @@ class Switchboard:
         line = Line(uuid, ingress, hang_up, origin, now, counted, listener)
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
-        elif uuid in self._announced or (
-            self._admission.mode == "open" and self._admission.join_wait == 0
+        elif (
+            uuid in self._announced
+            or uuid in self._left
+            or (self._admission.mode == "open" and self._admission.join_wait == 0)
         ):
             self._admit(line)
         elif self._admission.join_wait == 0:
@@ -228,6 +240,10 @@ class Switchboard:
             self.forget(uuid)
             self._count.dropped("announcements", "expired")
         self.listening.expire(now)
+        for left in self._left.lost(now):
+            self._ids.use(left.info.id, left.info.id)
+            self._publish(lost(left, self._wall()))
+            self._count.call_ended("lost", left.at - left.began)
         for call in [c for c in self.calls.values() if now - c.began > self._admission.max_seconds]:
             self.hang_up(call.id)
         for line, _ in self._lines.values():
@@ -242,7 +258,8 @@ class Switchboard:
     # -- admission -----------------------------------------------------------------------------
 
     def _admit(self, line: Line) -> None:
-        announcement, _ = self._announced.pop(line.uuid, (Announcement(line.uuid), 0.0))
+        unheard = Announcement(line.uuid, leg=self._left.leg(line.uuid))
+        announcement, _ = self._announced.pop(line.uuid, (unheard, 0.0))
         call_id = announcement.call or line.uuid
         info = replace(announcement.info, id=call_id, ingress=line.ingress)
         if announcement.listen is not None:
@@ -273,15 +290,20 @@ class Switchboard:
 
     def _new_call(self, name: LegName, line: Line, info: CallInfo) -> tuple[Call, Leg]:
         """A call with its first leg. Raises `Busy`."""
+        left = self._left.find(info.id)
+        if left is None and not self._room():
+            raise Busy("outbox", "the outbox's file is full")
         call = Call(
-            self._ids.named(info, line.uuid),
+            self._ids.named(info, line.uuid) if left is None else merged(left.info, info),
             publish=self._told,
             over=self._over,
             wall=self._wall,
             now=line.opened,
             pause_digits=self._admission.pause_digits,
+            left=left,
         )
         leg = self._add_leg(call, name, line)
+        self._left.back(call.info)
         self._ids.use(call.id, line.uuid)
         self.calls[call.id] = call
         self._count.call_started(line.ingress)

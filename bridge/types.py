@@ -289,10 +289,25 @@ class Refused:
 
     `reason` is one of ``busy`` (no free slot), ``overload`` (a slot, but steps of the engine take
     too long already), ``draining``, ``limit`` (calls.max), ``limit:NAME`` (a [[limit]]),
-    ``unannounced``, ``not ready``.
+    ``unannounced``, ``not ready``, ``outbox`` (its file is full).
     """
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftCall:
+    """A call whose process is gone, and that may go on in another one.
+
+    `next` is the number of its next event, `turns` the last turn of each leg (-1: it had none).
+    `began`, and `at` of its last event, are Unix time.
+    """
+
+    info: CallInfo
+    next: int
+    began: float
+    at: float
+    turns: Mapping[LegName, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,7 @@ async def serving(
 
 DRAINING = replace(GOOD, ready=False, reasons=("draining",))
 STARTING = replace(GOOD, ready=False, started=False, reasons=("the engine is loading",))
+NO_DISK = replace(GOOD, checks={"outbox": "failing: the disk is full"})
 DEAD = replace(GOOD, ready=False, live=False, reasons=("the loop hangs",))
 
 
@@ -179,6 +180,16 @@ DEAD = replace(GOOD, ready=False, live=False, reasons=("the loop hangs",))
         ("/health/live", DEAD, 503, {"live": False}),
         ("/readyz", GOOD, 200, {"ready": True, "reasons": []}),
         ("/readyz", DRAINING, 503, {"ready": False, "reasons": ["draining"]}),
+        (
+            "/readyz",
+            NO_DISK,
+            200,
+            {
+                "ready": True,
+                "reasons": [],
+                "warnings": ["outbox: failing: the disk is full"],
+            },
+        ),
         ("/health/ready", DRAINING, 503, {"ready": False, "reasons": ["draining"]}),
         ("/health/startup", STARTING, 503, {"started": False}),
         ("/health/startup", DRAINING, 200, {"started": True}),

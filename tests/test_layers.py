@@ -28,6 +28,8 @@ ASSEMBLY = """
     desk
     doctor
     doctor_*
+    outbox_command
+    outbox_file
     redacting
     rtp_stream
     rtp_taps
@@ -40,6 +42,7 @@ ASSEMBLY = """
     supervisor
     taps
     unicast
+    webhook_command
     worker
 """
 
@@ -68,10 +71,12 @@ OURS: dict[str, str] = {
     "bridge.silence": "",
     "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.pausing bridge.silence",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
+    "bridge.left": "bridge.types",
     "bridge.line": "bridge.types bridge.leg bridge.admission",
     "bridge.listening": f"{CALLS} bridge.line",
     "bridge.joining": CALLS,
-    "bridge.switchboard": f"{CALLS} bridge.line bridge.admission bridge.joining bridge.listening",
+    "bridge.switchboard": f"{CALLS} bridge.line bridge.left bridge.admission "
+    "bridge.joining bridge.listening",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
     "bridge.rules_text": "",
@@ -85,6 +90,7 @@ OURS: dict[str, str] = {
     "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
     "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
+    "bridge.config_outbox": "bridge.config_fields",
     "bridge.config": "bridge.errors bridge.config_*",
     "bridge.farewell": "bridge.types",
     "bridge.logs": "bridge.config",
@@ -135,8 +141,11 @@ OURS: dict[str, str] = {
 }  # fmt: skip
 
 PURE_MODULES = """
+    "bridge.left":
+    "bridge.types",
     bridge.accuracy
     bridge.addresses
+    bridge.admission
     bridge.audio.*
     bridge.auth
     bridge.auth_credentials
@@ -166,10 +175,14 @@ PURE_MODULES = """
     bridge.errors
     bridge.ingress.*
     bridge.interfaces
+    bridge.joining
     bridge.leg
     bridge.line
+    bridge.listening
     bridge.load
+    bridge.pausing
     bridge.pbx.ami_consent
+    bridge.pbx.ami_pause
     bridge.pbx.ami_tap
     bridge.pbx.ami_text
     bridge.pbx.ari_calls
@@ -192,11 +205,6 @@ PURE_MODULES = """
     bridge.switchboard
     bridge.turns
     bridge.types
-    bridge.admission
-    bridge.joining
-    bridge.listening
-    bridge.pausing
-    bridge.pbx.ami_pause
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal
@@ -213,8 +221,8 @@ OWNERS = {
     "prometheus_client": "bridge.metrics",
     "pocketsphinx": "bridge.engine.pocketsphinx_worker",
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
-    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.auth_keys "
-    "bridge.doctor*",
+    "aiohttp": "bridge.egress.webhook bridge.egress.resolver bridge.http.* bridge.pbx.ari_http "
+    "bridge.auth_keys bridge.doctor*",
     "jwt": "bridge.auth_jwt",
     "cryptography": "bridge.auth_jwt bridge.tls",  # keys; certificates
     "uvloop": "bridge.worker",

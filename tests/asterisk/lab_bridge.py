@@ -221,6 +221,8 @@ token = "{token}"
 {ami}[[webhook]]
 url = "{hook}"
 secret = "{secret}"
+[outbox]
+path = "{outbox}"
 [service]
 drain_timeout = 0.5
 flush_timeout = 2.0
@@ -246,6 +248,7 @@ async def serve(
     more: str = "",
     ami: str = AMI,
     user: str = "callscribe",
+    outbox: str = "",
 ) -> AsyncIterator[Bridge]:
     """A bridge that the lab's dialplan calls and that is logged in at it, as AMI's `user`.
 
@@ -257,6 +260,7 @@ async def serve(
         CONFIG.format(
             engine=engine,
             slots=slots,
+            outbox=outbox,
             port=port,
             http=http,
             token=TOKEN,
