@@ -68,7 +68,8 @@ OURS: dict[str, str] = {
     # Assembly: the only modules that know all kinds.
     **{f"bridge.{name}": "bridge bridge.*" for name in (
         "desk", "server", "audiosocket_user", "rtp_user", "socket_user", "socket_session", "taps",
-        "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*", "bench.*",
+        "worker", "supervisor", "cli", "__main__", "demo", "demo_*", "doctor", "doctor_*",
+        "bench.*",
     )},
 }  # fmt: skip
 

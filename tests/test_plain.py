@@ -101,6 +101,22 @@ async def test_a_recording_faster_than_real_time_loses_nothing(
         assert b.server.switchboard.totals["blocks_dropped"] == 0
 
 
+@pytest.mark.parametrize("end", ['{"type":"end"}', None])
+async def test_a_recording_in_one_message_loses_nothing(end: str | None) -> None:
+    """More than the leg's queue holds; also where the client is gone before it was heard."""
+    words = list(range(40))
+    engine = {"kind": "tones", "slots": 2, "queue_seconds": 4}
+    async with bridge(engine=engine) as b:
+        async with connect(b.url) as ws:
+            await ws.send(pcm16(words)[:900_000])
+            if end is not None:
+                await ws.send(end)
+                assert texts(await until_ended(ws), "final") == said(words)
+        await b.over()
+        assert b.sink.words() == said(words)
+        assert b.server.switchboard.totals["blocks_dropped"] == 0
+
+
 async def test_what_is_no_message_costs_itself() -> None:
     async with bridge() as b, connect(b.url) as ws:
         for text in ("{", "[]", '{"type":"start"}'):
@@ -154,6 +170,8 @@ def test_it_begins_at_once_and_waits_two_minutes() -> None:
 def test_a_leg_whose_last_words_never_come_is_not_waited_for() -> None:
     hand = ByHand(Plain)
     hand.text({"type": "end"})
+    hand.wait(29)
+    hand.hear(at=1.0)
     hand.wait(29)
     assert hand.it.goodbye is None
     hand.wait(1)

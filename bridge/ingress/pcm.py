@@ -220,6 +220,8 @@ class Client(MediaBase):
 
     def heard(self, leg: LegName, heard: Heard) -> None:
         self.listened = max(self.listened, heard.at)
+        if self._leave_by != NEVER:  # it is still at it
+            self._leave_by = self.next_at = self.rules.clock() + LAST_WORDS
 
     def told(self, leg: LegName, event: CallEvent) -> None:
         over = isinstance(event.body, Ended) and self._leave_by != NEVER
