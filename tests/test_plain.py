@@ -17,7 +17,8 @@ from bridge.engine.tones import TonesModel
 from bridge.ingress.media_socket import LegAsked, LegAudio, LegBegan, LegEnded
 from bridge.ingress.pcm import Pcm, from_floats, from_list
 from bridge.ingress.plain import Plain, credentials
-from bridge.types import Heard, Refused
+from bridge.socket_session import SocketLeg
+from bridge.types import Frame, Heard, Refused
 from tests.clients import ByHand, float32, mutated, pcm16, said_at_random, survives
 from tests.sockets import PATIENCE, bridge, pieces, said
 from tests.waiting import until
@@ -88,7 +89,15 @@ async def test_a_recording_faster_than_real_time_loses_nothing(
         time.sleep(0.013)  # on the engine's thread
         return step(model)
 
+    kept: list[int] = []
+    audio = SocketLeg.audio
+
+    def watched(leg: SocketLeg, frame: Frame, now: float) -> None:
+        audio(leg, frame, now)
+        kept.append(len(leg._kept))
+
     monkeypatch.setattr(TonesModel, "step", slow)
+    monkeypatch.setattr(SocketLeg, "audio", watched)
     words = [n % 256 for n in range(30)]
     engine = {"kind": "tones", "slots": 2, "queue_seconds": 4}
     async with bridge(engine=engine) as b, connect(b.url) as ws:
@@ -99,6 +108,7 @@ async def test_a_recording_faster_than_real_time_loses_nothing(
         assert texts(await listening, "word") == said(words)
         await b.over()
         assert b.server.switchboard.totals["blocks_dropped"] == 0
+    assert 0 < max(kept) <= 3  # seconds: a message or so, the others are still the client's
 
 
 @pytest.mark.parametrize("end", ['{"type":"end"}', None])
