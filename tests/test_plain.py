@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+import threading
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,11 @@ async def test_who_stops_sending_gets_the_last_words() -> None:
 async def test_a_recording_faster_than_real_time_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twelve seconds at once, to an engine of six times real time: the client is made to wait."""
-    step = TonesModel.step
+    """Twelve seconds at once, to an engine that has stopped until its client is made to wait."""
+    step, waits = TonesModel.step, threading.Event()
 
     def slow(model: TonesModel) -> dict[int, Heard]:
-        time.sleep(0.013)  # on the engine's thread
+        waits.wait(PATIENCE)  # on the engine's thread
         return step(model)
 
     kept: list[int] = []
@@ -95,6 +95,8 @@ async def test_a_recording_faster_than_real_time_loses_nothing(
     def watched(leg: SocketLeg, frame: Frame, now: float) -> None:
         audio(leg, frame, now)
         kept.append(len(leg._kept))
+        if leg.behind:
+            waits.set()
 
     monkeypatch.setattr(TonesModel, "step", slow)
     monkeypatch.setattr(SocketLeg, "audio", watched)
