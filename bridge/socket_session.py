@@ -15,7 +15,7 @@ from bridge.types import CallEvent, Frame, Heard, LegName
 if TYPE_CHECKING:
     from bridge.socket_user import Kind
 
-BEHIND, AGAIN = 3.0, 1.5  # s of audio unheard at which a client waits, and goes on
+BEHIND, AGAIN = 3.0, 2.0  # s of audio unheard at which a client waits, and goes on
 PIECE = 1.0  # s of audio given at once
 KEPT = 300.0  # s of audio kept for a leg, which is what one message may hold; more goes on at once
 HOLD = 5.0  # s; then the client is read again, whatever the engine does

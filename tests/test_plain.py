@@ -179,6 +179,20 @@ def test_it_begins_at_once_and_waits_two_minutes() -> None:
     assert hand.it.goodbye == (1000, "nothing came for 120 seconds")
 
 
+def test_a_client_that_we_keep_waiting_has_not_stopped() -> None:
+    """Nothing is read from it meanwhile; a turn that ended there would cut a word in two."""
+    hand = ByHand(Plain)
+    hand.binary(bytes(480_000))  # ten seconds
+    for _ in range(200):  # the engine is away
+        assert hand.wait(1.0) == []
+    hand.hear(at=9.9)
+    assert hand.wait(0.9) == []
+    hand.binary(bytes(48_000))
+    hand.hear(at=10.8)
+    assert hand.wait(0.9) == []
+    assert hand.wait(0.1) == [LegAsked("caller")]
+
+
 def test_a_leg_whose_last_words_never_come_is_not_waited_for() -> None:
     hand = ByHand(Plain)
     hand.text({"type": "end"})
