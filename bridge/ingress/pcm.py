@@ -123,8 +123,8 @@ class Client(MediaBase):
 
     It is over after `idle` seconds without a message. A client that has sent audio and sends no
     more for `stopped` seconds has finished: its last words are asked for, as the recogniser hears
-    nothing while nothing comes. Time in which the recogniser is behind does not count: the client may be
-    waiting for us. `ended` is called when the call has said its last.
+    nothing while nothing comes. Time in which the recogniser is behind does not count: the client
+    may be waiting for us. `ended` is called when the call has said its last.
     """
 
     idle = IDLE
