@@ -155,6 +155,16 @@ def test_each_module_is_answered_in_its_own_form() -> None:
     assert forced["type"] == "transcription"
 
 
+@pytest.mark.parametrize(("reply", "kind"), [("fork", "error"), ("stream", "call.refused")])
+def test_a_refusal_is_told_before_the_goodbye(reply: str, kind: str) -> None:
+    media = opened({"reply": reply})
+    media.binary(bytes(4), 0.1)
+    media.refused("caller", "busy")
+    (told,) = [json.loads(message) for message in media.messages()]
+    assert told["type"] == kind and "busy" in str(told["data"])
+    assert media.goodbye == (1013, "the call was not taken: busy")
+
+
 def test_a_text_without_utf8_is_said_all_the_same() -> None:
     (said_,) = replies(opened({"reply": "fork"}), final("\ud800"))
     assert said_["data"]["data"]["text"] == "?"
