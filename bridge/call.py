@@ -18,6 +18,7 @@ from bridge.types import (
     Final,
     LegCounts,
     LegName,
+    Listened,
     Refused,
     RuleFired,
     Started,
@@ -41,8 +42,12 @@ class Call:
         over: Callable[[Call], None],
         wall: Callable[[], float],
         now: float,
+        pause_digits: str = "",
     ) -> None:
         self.info = info
+        self.listened: Listened | None = None
+        self._paused_by = ""  # all legs, also those that come
+        self._pause_digits = pause_digits
         self.began = now
         self.began_at = wall()
         self.ended: Ended | None = None
@@ -90,11 +95,45 @@ class Call:
             offset=now - self.began,
             latency=latency,
             bank=bank,
+            pause_digits=self._pause_digits,
+            toggle=self._toggle,
         )
         if not self.legs:
             self._number(None, Started())
         self.legs[name] = leg
+        if self._paused_by:
+            leg.pause(self._paused_by)
         return leg
+
+    def pause(self, name: LegName | None, by: str) -> None:
+        """Do not hear this leg, or the call (None: all legs, also one to come), for a while."""
+        if name is None:
+            self._paused_by = by
+        for leg in self._named(name):
+            leg.pause(by)
+
+    def resume(self, name: LegName | None, by: str) -> None:
+        """Hear this leg, or all of them, again."""
+        if name is None:
+            self._paused_by = ""
+        for leg in self._named(name):
+            leg.resume(by)
+
+    def _named(self, name: LegName | None) -> list[Leg]:
+        return [leg for leg in self.legs.values() if name in (None, leg.name)]
+
+    def _toggle(self) -> None:
+        """Somebody has pressed the digits for it: the whole call, whoever it was."""
+        if self._paused_by or any(leg.paused for leg in self.legs.values()):
+            self.resume(None, "dtmf")
+        else:
+            self.pause(None, "dtmf")
+
+    def told_dialplan(self, leg: LegName, result: Listened) -> None:
+        """What came of listening, for the dialplan that waits for it."""
+        if self.ended is None:
+            self.listened = result
+            self._number(leg, result)
 
     def learn(self, info: CallInfo) -> None:
         """Call control told us more. What was known is not overwritten by what is empty."""

@@ -40,6 +40,7 @@ from bridge.config_fields import (
     parse_address,
     port_range,
 )
+from bridge.config_limits import LimitSettings, check_limits
 from bridge.config_media import (
     ENGINE_KINDS,
     AudioSocketSettings,
@@ -76,6 +77,7 @@ class Settings(BaseSettings):
     audiosocket: AudioSocketSettings | None = None
     rtp: RtpSettings | None = None
     calls: CallSettings = CallSettings()
+    limit: list[LimitSettings] = Field(default_factory=list)
     http: HttpSettings = HttpSettings()
     ami: AmiSettings | None = None
     ari: AriSettings | None = None
@@ -99,6 +101,8 @@ class Settings(BaseSettings):
                 )
         if self.ari is not None:
             _check_arrival(self.ari, self.audiosocket, self.rtp, self.websocket)
+        slots = self.engine.slots
+        check_limits(self.limit, slots if isinstance(slots, int) else None)
         names = [hook.name or urlsplit(hook.url).hostname for hook in self.webhook]
         for name in names:
             if names.count(name) > 1:  # metrics and message ids could not tell them apart

@@ -10,16 +10,17 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bridge import taps
+from bridge.admission import Admission, Limit
+from bridge.ami_user import AmiUser
 from bridge.audio.resample import Bank
 from bridge.audiosocket_user import AudioSocketUser
 from bridge.config import AudioSocketSettings, Settings
 from bridge.desk import Desk, watch
-from bridge.egress.ami import AmiEgress
 from bridge.egress.esl import EslEgress
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
 from bridge.egress.webhook import Webhook
-from bridge.engine.choice import build, choose
+from bridge.engine.choice import build, choose, objection
 from bridge.errors import Busy
 from bridge.http.app import HttpServer, make_app
 from bridge.http.live import Hub
@@ -28,6 +29,7 @@ from bridge.interfaces import Egress, Recogniser
 from bridge.media import MediaAddress, MediaRequest
 from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
+from bridge.pbx.ami_tap import TapAsked
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
 from bridge.recorder.recorder import Recorder
@@ -36,7 +38,7 @@ from bridge.redacting import Redaction, ShownFinals, check
 from bridge.rtp_user import RtpUser
 from bridge.rules_desk import Rules
 from bridge.socket_user import SocketUser
-from bridge.switchboard import Admission, Switchboard
+from bridge.switchboard import Switchboard
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
@@ -81,7 +83,13 @@ class Server:
         self.draining = False
         self._closed = False
         self.outboxes: list[Outbox] = []
-        self.link: AmiLink | None = None
+        self._ami = AmiUser(
+            settings.ami,
+            lambda: self.switchboard,
+            clock,
+            on_tap=self._tap_for_ami if settings.ari is not None else None,
+        )
+        self.link: AmiLink | None = self._ami.link
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
         self._unicasts: Unicasts | None = None
@@ -96,7 +104,7 @@ class Server:
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
-        self.switchboard = Switchboard(
+        self.switchboard: Switchboard = Switchboard(
             self.recogniser,
             Admission(
                 mode=audiosocket.admission,
@@ -105,6 +113,8 @@ class Server:
                 max_seconds=settings.calls.max_seconds,
                 announce_ttl=settings.calls.announce_ttl,
                 keep_ended=settings.calls.keep_ended,
+                pause_digits=settings.calls.pause_digits,
+                limits=tuple(Limit(**limit.model_dump()) for limit in settings.limit),
             ),
             TurnRules(**settings.turns.model_dump()),
             publish=self.publish,
@@ -112,6 +122,8 @@ class Server:
             clock=clock,
             wall=time.time,
             bank=bank,
+            part=self._ami.farewells.part,
+            objection=lambda: objection(self.recogniser),
             **({"on_leg": self.recorder.leg} if self.recorder else {}),
         )
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
@@ -145,11 +157,8 @@ class Server:
         if settings.http.redact:
             self.shown = ShownFinals(self.switchboard.find)
             self.redaction.add(settings.http.redact, self.shown.put)
-        if settings.ami is not None:
-            self.link = AmiLink(
-                settings.ami, self._announced_by_ami, on_tap=taps.asked_by_ami(self.ari)
-            )
-            add(AmiEgress(self.link, settings.ami), settings.ami.redact)
+        if self._ami.egress is not None and settings.ami is not None:
+            add(self._ami.egress, settings.ami.redact)
         if settings.esl is not None:
             self.esl = EslLink(settings.esl)
             add(EslEgress(self.esl, settings.esl), settings.esl.redact)
@@ -328,6 +337,7 @@ class Server:
         await self.rules.close()
         if self.recorder is not None and not await asyncio.to_thread(self.recorder.close, timeout):
             log.error("recording: %d bytes were not written", self.recorder.queued)
+        self._ami.farewells.close()
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -367,14 +377,18 @@ class Server:
 
     # -- events --------------------------------------------------------------------------------
 
+    def _tap_for_ami(self, asked: TapAsked) -> object:
+        tap = taps.asked_by_ami(self.ari)
+        return tap(asked) if tap is not None else None
+
     def publish(self, event: CallEvent) -> None:
         """To every sink, redacted where its settings say so; then to the rules, unredacted."""
         self.redaction.publish(event)
         self.rules.take(event)
 
     def announce(self, announcement: Announcement) -> float:
-        """What a UUID belongs to (`Switchboard.announce`)."""
-        return self.switchboard.announce(announcement, self.clock())
+        """What a UUID belongs to, with a slot reserved for it (`Switchboard.announce`)."""
+        return self.switchboard.announce(announcement, self.clock(), reserve=True)
 
     def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
         """A UDP port for this leg's RTP. Raises `BadMedia`, `Busy`, ValueError (`RtpUser.open`)."""
@@ -386,7 +400,3 @@ class Server:
         if self._unicasts is not None:
             self._unicasts.opened(announcement, request, opened)
         return opened
-
-    def _announced_by_ami(self, announcement: Announcement) -> None:
-        with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer
-            self.switchboard.announce(announcement, self.clock())

@@ -19,6 +19,7 @@ AUTH = f"{PURE} bridge.addresses bridge.config bridge.config_auth"
 
 ASSEMBLY = """
     __main__
+    ami_user
     audiosocket_user
     bench.*
     cli
@@ -62,11 +63,15 @@ OURS: dict[str, str] = {
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
+    "bridge.pausing": PURE,
+    "bridge.admission": PURE,
     "bridge.silence": "",
-    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.silence",
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.pausing bridge.silence",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
-    "bridge.line": "bridge.types bridge.leg",
-    "bridge.switchboard": f"{CALLS} bridge.line",
+    "bridge.line": "bridge.types bridge.leg bridge.admission",
+    "bridge.listening": f"{CALLS} bridge.line",
+    "bridge.joining": CALLS,
+    "bridge.switchboard": f"{CALLS} bridge.line bridge.admission bridge.joining bridge.listening",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
     "bridge.rules_text": "",
@@ -75,11 +80,13 @@ OURS: dict[str, str] = {
     "bridge.config_rules": "bridge.config_fields bridge.rules_text",
     "bridge.rules_actions": f"{PURE} bridge.config_rules bridge.rules_types bridge.egress.ami",
     "bridge.config_media": "bridge.config_fields",
+    "bridge.config_limits": "bridge.config_fields",
     "bridge.config_auth": "bridge.config_fields",
     "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
     "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
     "bridge.config": "bridge.errors bridge.config_*",
+    "bridge.farewell": "bridge.types",
     "bridge.logs": "bridge.config",
     "bridge.load": "",
     "bridge.metrics": "bridge bridge.load",
@@ -185,6 +192,11 @@ PURE_MODULES = """
     bridge.switchboard
     bridge.turns
     bridge.types
+    bridge.admission
+    bridge.joining
+    bridge.listening
+    bridge.pausing
+    bridge.pbx.ami_pause
 """
 IMPURE = """
     asyncio socket select selectors threading multiprocessing concurrent subprocess signal

@@ -30,12 +30,13 @@ MODULES = """
 app_audiosocket app_chanspy app_dial app_echo app_exec app_mixmonitor app_originate app_playback
 app_senddtmf app_stack app_userevent bridge_builtin_features bridge_native_rtp bridge_simple
 chan_audiosocket chan_pjsip chan_websocket codec_alaw codec_g722 codec_gsm codec_resample
-codec_ulaw format_gsm format_pcm format_sln format_wav func_callerid func_channel func_dialplan
-func_global func_logic func_shell func_uri func_uuid pbx_config res_audiosocket res_clioriginate
-res_http_websocket res_pjproject res_pjsip res_pjsip_caller_id res_pjsip_dtmf_info
-res_pjsip_endpoint_identifier_anonymous res_pjsip_logger res_pjsip_nat res_pjsip_pubsub
-res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session res_rtp_asterisk res_sorcery_astdb
-res_sorcery_config res_sorcery_memory res_timing_timerfd res_websocket_client
+codec_ulaw format_gsm format_pcm format_sln format_wav func_callerid func_channel func_curl
+func_dialplan func_global func_logic func_shell func_strings func_uri func_uuid pbx_config
+res_audiosocket res_clioriginate res_curl res_http_websocket res_pjproject res_pjsip
+res_pjsip_caller_id res_pjsip_dtmf_info res_pjsip_endpoint_identifier_anonymous res_pjsip_logger
+res_pjsip_nat res_pjsip_pubsub res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session
+res_rtp_asterisk res_sorcery_astdb res_sorcery_config res_sorcery_memory res_timing_timerfd
+res_websocket_client
 """.split()
 
 # Files that Asterisk complains about when they are missing, though empty ones do.
@@ -78,6 +79,16 @@ exten => agreeingboth,1,Set(CALLSCRIBE_CONSENT=1)
 exten => callee,1,Answer()
  same => n,Playback(${{LAB_CALLEE_SAYS}})
  same => n,Hangup()
+exten => listen,1,Answer()
+ same => n,Set(LAB_N=0)
+ same => n(again),Gosub(${{LAB_LISTEN}},s,1(${{LAB_ARGS}}))
+ same => n,Set(LAB_N=$[${{LAB_N}} + 1])
+ same => n,Set(RESULT=${{CALLSCRIBE_STATUS}}/${{CALLSCRIBE_CONFIDENCE}}/${{CALLSCRIBE_LANGUAGE}})
+ same => n,Set(RESULT=${{RESULT}},Id: ${{CALLSCRIBE_LEG_ID}})
+ same => n,UserEvent(LabHeard,Result: ${{RESULT}},Text: ${{CALLSCRIBE_TEXT}},N: ${{LAB_N}})
+ same => n,GotoIf($[${{LAB_N}} < ${{LAB_TIMES}}]?again)
+ same => n,Hangup()
+exten => h,1,UserEvent(LabGone,Status: ${{CALLSCRIBE_STATUS}})
 exten => echo,1,Answer()
  same => n,Echo()
 """
