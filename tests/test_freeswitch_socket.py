@@ -95,6 +95,13 @@ def test_metadata_that_is_no_object_is_kept_as_it_is(text: bytes) -> None:
     assert audio(media.binary(b"\x01\x00", 0.2)) == [("caller", 8000, [1])]
 
 
+def test_metadata_of_other_types_costs_the_connection() -> None:
+    with pytest.raises(SocketError, match="mix: expected"):
+        opened().text(b'{"mix": {}}', 0.1)
+    with pytest.raises(SocketError, match="rate: expected"):
+        opened().text(b'{"rate": [8000]}', 0.1)
+
+
 def test_text_during_a_call_is_a_digit_or_somebody_elses() -> None:
     media = opened()
     media.text(b"{}", 0.1)

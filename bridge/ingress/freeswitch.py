@@ -92,7 +92,7 @@ class FreeSwitch(MediaBase):
 
     def _legs(self, given: Mapping[str, Any]) -> tuple[LegName, ...]:
         mix = given.get("mix", "mono")
-        if mix not in MIXES:
+        if not isinstance(mix, str) or mix not in MIXES:
             raise SocketError(POLICY, "mix: expected mono, mixed or stereo, as in the command")
         self._mine = leg_name(given)
         if MIXES[mix] == 1:
