@@ -121,9 +121,15 @@ bind = 127.0.0.1:{sip}
 WEBSOCKET_CLIENT = """
 #include "sample-websocket_client.conf"
 [callscribe](+)
-uri = ws://127.0.0.1:{port}/asterisk
-username = lab
+uri = {scheme}://127.0.0.1:{port}/asterisk
+username = asterisk
 password = {secret}
+"""
+WEBSOCKET_TLS = """
+tls_enabled = yes
+ca_list_file = {home}/ca.pem
+verify_server_cert = yes
+verify_server_hostname = yes
 """
 
 ASTERISK = """
@@ -216,7 +222,7 @@ class Lab:
             "asterisk": ASTERISK.format(home=self.inside, modules=f"/{modules.relative_to(ROOT)}"),
             "extensions": DIALPLAN.format(closed=self.closed),
             "manager": MANAGER.format(ami=self.ami, secret=self.secret),
-            "websocket_client": WEBSOCKET_CLIENT.format(port=self.closed, secret=self.secret),
+            "websocket_client": self._websocket_client(self.closed),
             "pjsip": PJSIP.format(sip=self.sip),
             "rtp": f"[general]\nrtpstart = {rtp}\nrtpend = {rtp + RTP_PORTS - 1}\n",
             "logger": "[general]\n[logfiles]\nmessages => notice,warning,error\n",
@@ -290,11 +296,23 @@ class Lab:
         """Where the samples' CALLSCRIBE points from now on."""
         self.cli(f"dialplan set global CALLSCRIBE 127.0.0.1:{port}")
 
-    def connect_websockets_to(self, port: int) -> None:
-        """Where [callscribe] of websocket_client.conf points from now on."""
-        text = WEBSOCKET_CLIENT.format(port=port, secret=self.secret)
+    def connect_websockets_to(self, port: int, ca: Path | None = None) -> None:
+        """Where [callscribe] of websocket_client.conf points from now on; `ca`: by TLS.
+
+        Its user is ``asterisk``, and its password is `secret`.
+        """
+        text = self._websocket_client(port, ca)
         (self.outside / "websocket_client.conf").write_text(text)
         self.cli("module reload res_websocket_client.so")
+
+    def _websocket_client(self, port: int, ca: Path | None = None) -> str:
+        text = WEBSOCKET_CLIENT.format(
+            port=port, secret=self.secret, scheme="ws" if ca is None else "wss"
+        )
+        if ca is None:
+            return text
+        shutil.copy(ca, self.outside / "ca.pem")
+        return text + WEBSOCKET_TLS.format(home=self.inside)
 
     def set_global(self, name: str, value: str) -> None:
         """A global variable of the dialplan."""

@@ -269,7 +269,6 @@ async def serve(
             hook=hook.url,
             secret=SECRET,
         )
-        + more
     )
     async with aiohttp.ClientSession(trust_env=False) as session:
         bridge = Bridge(port, http, folder / "bridge.log", session)
