@@ -247,7 +247,8 @@ class SocketUser:
         """
         if session.over or leg.line is None:
             return
-        over = leg.line.leg is not None and leg.line.leg.ended  # not for want of audio
+        ended = leg.line.leg is not None and leg.line.leg.ended
+        over = ended and leg.line.closed in ("", "engine")  # not for want of audio
         session.media.hung_up("engine" if over else "bridge")
         if not session.media.lingers:
             return self._end(session, "bridge")

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from bridge.auth import Identity
 from bridge.ingress.media_socket import LegAsked, LegEnded, MediaSocket
 from bridge.line import Line
 from bridge.socket_session import BEHIND, HOLD, KEPT, Session, SocketLeg
@@ -26,7 +27,11 @@ class Peer:
         self.leg = None
         connection = self
         self.session = Session(
-            cast(Any, connection), Kind("pcm", "", (), paced), cast(MediaSocket, self), self._ended
+            cast(Any, connection),
+            Kind("pcm", "", paced=paced),
+            Identity("loopback", "loopback"),
+            cast(MediaSocket, self),
+            self._ended,
         )
         self.it = SocketLeg(self.session, "caller", 0.0, self._end, lambda n: None)
         self.session.legs["caller"] = self.it
