@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -37,6 +37,8 @@ from bridge.types import (
 
 Tell = Callable[["Leg", EventBody], None]
 ROUNDING = 1e-6  # s; times come from several clocks
+MAX_HOLE = 12.0  # s of a gap that the recogniser hears: the longest turns.min_pause, and some
+MAX_ASKED = 4  # `finalise` that have not been answered; further ones are answered with the last
 MAX_SKEWS = 16  # changes of rate remembered; words older than these keep the oldest one's skew
 
 
@@ -53,10 +55,10 @@ class Leg:
     """
 
     __slots__ = (
-        "_asked", "_bank", "_clock", "_feed", "_keypad", "_lease", "_lender", "_over", "_pausing",
-        "_pushed", "_rate", "_recogniser", "_silence", "_skews", "_tell", "_toggle", "_told_words",
-        "_turns", "draining", "ended", "frames", "latency", "listen", "listened", "name", "offset",
-        "reason", "spoken", "tape", "words",
+        "_asked", "_bank", "_clock", "_feed", "_keypad", "_late", "_lease", "_lender", "_over",
+        "_pausing", "_pushed", "_rate", "_recogniser", "_silence", "_skews", "_tell", "_toggle",
+        "_told_words", "_turns", "draining", "ended", "frames", "latency", "listen", "listened",
+        "name", "offset", "reason", "spoken", "tape", "words",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +91,7 @@ class Leg:
         self._toggle = toggle
         self.listen: Callable[[Heard], None] | None = None  # a peer that wants every step
         self._asked: deque[tuple[float, Callable[[], None]]] = deque()  # when to end the turn
+        self._late: deque[Callable[[], None]] = deque()  # asked too often
         self.tape: Callable[[Frame], None] | None = None  # a recording; sees what is heard
         self._tell = tell
         self._over = over
@@ -154,17 +157,22 @@ class Leg:
         self._lease.push(block)
 
     def _fill(self, gap: int) -> None:
-        """`gap` samples of silence, a second at a time: a long hole costs no memory."""
+        """`gap` samples of silence, a second at a time; of a long hole no more than ends a turn,
+        or an hour of it would stop everybody, and push this leg's own words out of the queue."""
         if self._pausing.active:
             self._pausing.seconds += gap / self._rate
         else:
             self._silence += gap / self._rate
         self._clock += gap
         assert self._feed is not None
-        while gap > 0:
-            n = min(gap, self._rate)
+        left = min(gap, int(MAX_HOLE * self._rate))
+        unheard = gap - left
+        while left > 0:
+            n = min(left, self._rate)
             self._feed.feed(np.zeros(n, np.int16))
-            gap -= n
+            left -= n
+        if unheard:  # it is behind the leg by that
+            self._feed = self._change_rate(self._rate)
 
     def _change_rate(self, rate: int) -> Feed:
         if self._feed is not None:
@@ -236,6 +244,9 @@ class Leg:
         if self.ended or self._feed is None:
             done()
             return
+        if len(self._asked) >= MAX_ASKED:
+            self._late.append(done)
+            return
         self._feed.flush()
         r = self._recogniser
         for _ in range(math.ceil(r.settle * r.rate / r.block - 1e-9)):
@@ -284,6 +295,9 @@ class Leg:
             self._tell_pause()
         while self._asked and heard.at - at >= self._asked[0][0] - ROUNDING:
             self._answer(self._asked.popleft()[1])
+            if self._late and not self._asked:
+                late, self._late = self._late, deque()
+                self.finalise(partial(_each, late))
         if self._turns.wants_flush and not self._asked:
             self._lease.flush()
 
@@ -302,6 +316,8 @@ class Leg:
                 self._said(event)
             while self._asked:
                 self._asked.popleft()[1]()
+            while self._late:
+                self._late.popleft()()
         finally:  # or the call would never end
             self._over(self)
 
@@ -341,3 +357,8 @@ class Leg:
 def _moved(word: Word, seconds: float) -> Word:
     start = max(0.0, word.start + seconds)
     return Word(word.text, start, max(start, word.end + seconds), word.confidence)
+
+
+def _each(done: Iterable[Callable[[], None]]) -> None:
+    for one in done:
+        one()

@@ -37,7 +37,7 @@ class Line:
 
     __slots__ = (
         "_held", "_last", "claim", "closed", "counted", "hang_up", "ingress", "latency", "leg",
-        "listener", "lost", "opened", "origin", "uuid",
+        "listener", "lost", "opened", "origin", "owner", "uuid",
     )  # fmt: skip
 
     def __init__(
@@ -49,8 +49,10 @@ class Line:
         now: float,
         counted: Callable[[LegCounts], LegCounts] = lambda counts: counts,
         listener: Listener | None = None,
+        owner: object = None,
     ) -> None:
         self.uuid = uuid
+        self.owner = owner  # who named its call; None: call control
         self.listener = listener
         self.ingress = ingress
         self.hang_up = hang_up

@@ -374,6 +374,7 @@ class Server:
     async def _peers_gone(self, port: TcpPort[IngressEvent] | TcpPort[WebSocketEvent]) -> None:
         """Those we hung up on read that and close; before that, closing could be a reset."""
         port.listen(False)
+        port.hang_up()  # of whoever is left without a call: it would see a connection break
         deadline = time.monotonic() + (HURRIED_WAIT if self._hurry.is_set() else GOODBYE_WAIT)
         while port.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.01)

@@ -231,6 +231,7 @@ class SocketUser:
             lambda: leg.origin,
             now,
             listener=leg,
+            owner=session.identity if event.call else None,
         )
         if line.closed:
             session.media.refused(event.leg, line.closed)

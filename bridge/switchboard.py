@@ -196,9 +196,10 @@ class Switchboard:
         now: float,
         counted: Callable[[LegCounts], LegCounts] = lambda counts: counts,
         listener: Listener | None = None,
+        owner: object = None,
     ) -> Line:
         """A peer has said its UUID. The line may be hung up before this returns."""
-        line = Line(uuid, ingress, hang_up, origin, now, counted, listener)
+        line = Line(uuid, ingress, hang_up, origin, now, counted, listener, owner)
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
         elif (
@@ -268,7 +269,7 @@ class Switchboard:
             self.gate.release(line.uuid)
             return self._refuse(line, "draining", info)
         call = self.calls.get(call_id)
-        if call is not None and announcement.leg in call.legs:
+        if call is not None and (announcement.leg in call.legs or self._foreign(call, line)):
             call = None  # that leg is over: what comes now is a call of its own
         try:
             line.claim = self.gate.admit(line.uuid, call_id, info)
@@ -287,6 +288,12 @@ class Switchboard:
         self._listen(call, line, announcement)
         if line.lost:
             self._count.dropped("events", "waiting", line.lost)
+
+    def _foreign(self, call: Call, line: Line) -> bool:
+        """A peer joins calls of its own, by whatever name; call control joins any."""
+        if line.owner is None:
+            return False
+        return any(other.owner != line.owner for other in self._counted.get(call.id, {}).values())
 
     def _new_call(self, name: LegName, line: Line, info: CallInfo) -> tuple[Call, Leg]:
         """A call with its first leg. Raises `Busy`."""

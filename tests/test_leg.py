@@ -105,12 +105,17 @@ def test_an_empty_frame_only_advances_the_clock() -> None:
     assert s.told == [Pressed("5", 0.16)]
 
 
-def test_an_hour_of_gap_is_pushed_in_pieces() -> None:
-    s = Subject()
-    s.audio(3600 * 8000, 640)
-    assert s.leg.counts().blocks == 45_001
-    assert {len(block) for block in s.lease.blocks} == {640}
-    assert s.leg.counts().silence_inserted == 3600
+def test_of_an_hour_of_gap_a_pause_is_heard_and_times_stay_right() -> None:
+    engine, told = FakeRecogniser(), []
+    leg = Leg("caller", engine, TurnRules(), tell=lambda leg, body: told.append(body), over=print)
+    leg.on_frame(Frame(np.ones(640, np.int16), 8000, 0))
+    leg.on_frame(Frame(np.ones(640, np.int16), 8000, 3600 * 8000))
+    assert 150 < leg.counts().blocks < 155
+    assert leg.counts().silence_inserted == pytest.approx(3600 - 0.08)
+    at = leg.counts().blocks * 0.08
+    word = Word("late", at - 0.08, at, 1.0)
+    engine.leases[0].heard(Heard((word,), pause=1.0, at=at))
+    assert told[-1].words[0].start == pytest.approx(3600, abs=0.1)
 
 
 def test_audio_that_overlaps_is_not_lost() -> None:
@@ -403,3 +408,22 @@ def test_asked_for_too_early_or_too_late_is_answered_at_once() -> None:
     assert done == ["early", "late"]
     engine.leases[0].done()
     assert done == ["early", "late", "waiting"]
+
+
+def test_who_asks_without_end_is_heard_silence_a_bounded_number_of_times() -> None:
+    engine, done = FakeRecogniser(), []
+    leg = Leg("caller", engine, TurnRules(), tell=lambda leg, body: None, over=lambda leg: None)
+    leg.on_frame(Frame(np.ones(8000, np.int16), 8000, 0))
+    for i in range(1000):
+        leg.finalise(lambda i=i: done.append(i))
+    lease = engine.leases[0]
+    assert len(lease.blocks) < 40
+    lease.heard(Heard((), at=len(lease.blocks) * 0.08))
+    assert done == [0, 1, 2, 3]
+    lease.heard(Heard((), at=len(lease.blocks) * 0.08))
+    assert done == list(range(1000))
+    for i in range(10):
+        leg.finalise(lambda i=i: done.append(i))
+    leg.finish("hangup")
+    lease.done()
+    assert done[1000:] == list(range(10))

@@ -9,13 +9,18 @@ import ssl
 import subprocess
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, State
+from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from bridge.errors import ProtocolError
@@ -24,7 +29,7 @@ from bridge.tls import Certificate
 from bridge.transport.tls import Tls
 from bridge.transport.websocket import PING_EVERY, PONG_WITHIN, Knocked, WebSocket
 from bridge.types import Closed
-from tests.sockets import PATIENCE, bridge, said, speech
+from tests.sockets import PATIENCE, bridge, said, settle, speech
 from tests.test_twilio import messages, start
 from tests.waiting import until
 
@@ -177,6 +182,87 @@ def test_a_peer_that_does_not_read_is_told_goodbye(monkeypatch: pytest.MonkeyPat
     assert echo.messages() == ()
 
 
+def test_pings_whose_pongs_are_not_read_end_the_connection() -> None:
+    pair = Pair().open()
+    seen: list[object] = []
+    for _ in range(200):
+        for _ in range(100):
+            pair.theirs.send_ping(b"x" * 100)
+        seen += pair.to_us()  # and nothing is ever sent
+        if seen:
+            break
+    assert seen == [Closed("bridge")]
+    assert pair.goodbye() == (1008, "the client does not read what it is sent")
+
+
+def test_a_cut_length_is_waited_for() -> None:
+    """A length of 64 bits of which the first two have come is not too long yet."""
+    pair = Pair(max_message=1024).open()
+    assert pair.ours.receive(b"\x82\xff\x00", 1.0) == []
+    pair.ours.receive(bytes(6) + b"\x02" + bytes(4) + b"ab", 1.0)
+    assert pair.echo.heard_of == [b"ab"]
+    assert pair.ours.receive(b"\x82\xff\x01", 1.0) == []
+    with pytest.raises(ProtocolError, match="exceeds"):
+        pair.ours.receive(bytes(7), 1.0)
+
+
+@given(st.data())
+def test_messages_are_those_of_the_library_alone(data: st.DataObject) -> None:
+    """Valid frames and odd ones, cut anywhere: the same messages, the same close code."""
+    parts = data.draw(st.lists(frames(), max_size=8))
+    stream = b"".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    pair, other = Pair(max_message=300).open(), ServerProtocol(max_size=300)
+    other.state = State.OPEN
+    other.parser = Protocol.parse(other)
+    next(other.parser)
+    theirs: list[bytes | str] = []
+    other.receive_data(stream)
+    whole: list[bytes] = []
+    for event in other.events_received():
+        if isinstance(event, Frame) and event.opcode not in (
+            Opcode.PING,
+            Opcode.PONG,
+            Opcode.CLOSE,
+        ):
+            whole.append(bytes(event.data))
+            if event.fin:
+                theirs.append(b"".join(whole))
+                whole.clear()
+    over = False
+    for begin, end in pairwise([0, *cuts, len(stream)]):
+        if not over:
+            try:
+                over = bool(pair.ours.receive(stream[begin:end], 1.0))
+            except ProtocolError:
+                over = True
+    assert pair.echo.heard_of == theirs
+    if over or other.close_sent is not None:
+        code = pair.goodbye()[0]
+        assert other.close_sent is not None and code == other.close_sent.code
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> bytes:
+    """A frame of a client; complete, whatever is wrong with it."""
+    first = draw(
+        st.sampled_from([0x81, 0x82, 0x82, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8A, 0x88])
+        | st.integers(0, 255)
+    )
+    size = draw(st.sampled_from([0, 1, 2, 20, 125, 126, 127, 300, 301]))
+    if first & 0x0F == 8:
+        body = draw(st.sampled_from([b"", b"\x03", b"\x03\xe8", b"\x03\xe9bye", b"\x03\xed"]))
+    else:
+        body = bytes(draw(st.integers(0, 255)) for _ in range(min(size, 2))) + b"x" * (size - 2)
+    forms = [b"%c" % (0x80 | len(body))] if len(body) < 126 else []
+    forms += [b"\xfe" + len(body).to_bytes(2, "big"), b"\xff" + len(body).to_bytes(8, "big")]
+    mask = draw(st.binary(min_size=4, max_size=4))
+    masked = bytes(b ^ mask[i % 4] for i, b in enumerate(body))
+    if draw(st.integers(0, 15)) == 0 and len(body) < 126:
+        return bytes([first, len(body)]) + body  # nobody masked it
+    return bytes([first]) + draw(st.sampled_from(forms)) + mask + masked
+
+
 # -- on real sockets -------------------------------------------------------------------------------
 
 
@@ -193,6 +279,36 @@ async def test_a_page_is_no_websocket() -> None:
             answer = (await asyncio.wait_for(reader.read(), PATIENCE)).decode()
             assert answer.startswith(f"HTTP/1.1 {status}") and shown in answer
             writer.close()
+
+
+async def test_a_page_is_had_by_post_and_nonsense_is_answered() -> None:
+    """Twilio asks for TwiML by POST, unless it is told otherwise."""
+    public = "wss://stt.example.com"
+    async with bridge(websocket={"public_url": public, "twilio": {"auth_token": TOKEN}}) as b:
+        form = b"CallSid=CA1&From=%2B1" * 400
+        head = b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(form)
+        for line, status, shown in [
+            (b"POST /twilio/twiml HTTP/1.1\r\n", "200 ", f'url="{public}/twilio"'),
+            (b"POST /ws HTTP/1.1\r\n", "426 ", "this is for WebSockets"),
+            (b"what is this\r\n", "400 ", "no request"),
+        ]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
+            writer.write(line)
+            await settle()
+            writer.write(head + form)
+            answer = (await asyncio.wait_for(reader.read(), PATIENCE)).decode()
+            assert answer.startswith(f"HTTP/1.1 {status}") and shown in answer
+            writer.close()
+
+
+async def test_who_has_no_call_is_told_when_the_bridge_ends() -> None:
+    async with bridge() as b:
+        ws = await connect(f"{b.url}/twilio")
+        closing = asyncio.create_task(b.server.close())
+        with pytest.raises(ConnectionClosed) as e:
+            await asyncio.wait_for(ws.recv(), PATIENCE)
+        assert e.value.rcvd is not None and e.value.rcvd.code == 1000
+        await closing
 
 
 async def test_an_unknown_path_is_refused() -> None:

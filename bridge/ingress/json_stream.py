@@ -39,6 +39,7 @@ from bridge.types import CallInfo, Frame, LegName
 
 SLACK = 0.01  # s: timestamps are in whole milliseconds, packets a little late or early
 MAX_GAP = 3600.0  # s; beyond it a timestamp is nonsense
+AHEAD = 60.0  # s that it may be ahead of the time since the start; beyond that it is, too
 DIGITS = frozenset("0123456789*#ABCD")
 TRACKS: Mapping[str, LegName] = {"inbound": "caller", "outbound": "callee"}
 TURNED: Mapping[str, LegName] = {"inbound": "callee", "outbound": "caller"}
@@ -112,6 +113,7 @@ class JsonStream(MediaBase):
         self._tracks: dict[str, Track] = {}
         self._stream: Stream | None = None
         self._zero: int | None = None if self.epoch else 0  # milliseconds
+        self._since = now
 
     def started(self, start: Mapping[str, Any], message: Mapping[str, Any]) -> Stream:
         """Each one's own. Raises `SocketError`."""
@@ -164,6 +166,8 @@ class JsonStream(MediaBase):
         if self._zero is None:
             self._zero = at
         at -= self._zero
+        if at > 1000 * (now - self._since + AHEAD):  # silence that nobody has lived through
+            at = 0
         side = _side(media.get("track", "inbound"))
         events: list[SocketEvent] = []
         if side not in self._tracks and side in TRACKS and not self._stream.tracks:

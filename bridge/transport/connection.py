@@ -89,8 +89,8 @@ class Connection(Generic[E]):
     """One accepted socket. `context` is the user's own."""
 
     __slots__ = (
-        "_held", "_low_water", "_parted", "_port", "_read_at", "_unsent", "close_by", "context",
-        "dropped", "due", "fd", "host", "ingress", "label", "sock", "spoke",
+        "_half", "_held", "_low_water", "_parted", "_port", "_read_at", "_unsent", "close_by",
+        "context", "dropped", "due", "fd", "host", "ingress", "label", "sock", "spoke",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +110,7 @@ class Connection(Generic[E]):
         self._low_water = 1
         self._read_at = now
         self._unsent = b""
+        self._half = False  # we write nothing more
         self._held = 0.0  # until when nothing is read; 0: it is
         self.due = now + QUIET  # nothing happens before
 
@@ -255,5 +256,18 @@ class Connection(Generic[E]):
 
     def _part(self, data: bytes) -> None:
         """After our goodbye: what comes is read and forgotten, until the peer closes, or we may."""
-        if self._parted.parting(data) and not self._unsent:
-            self._port.drop(self)
+        if self._parted.parting(data) and not self._unsent and not self._half:
+            self._close()
+
+    def _close(self) -> None:
+        """Where something is unread that would be a reset, which may overtake our goodbye: then
+        only our half, and the rest when the peer has read it."""
+        try:
+            unread = self.sock.recv(1, socket.MSG_PEEK)
+            if unread:
+                self.sock.shutdown(socket.SHUT_WR)
+                self._half = True
+                return
+        except OSError:  # nothing is unread, or the peer is gone
+            pass
+        self._port.drop(self)

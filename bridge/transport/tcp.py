@@ -110,6 +110,11 @@ class TcpPort(Generic[E]):
         else:
             self._epoll.unregister(self.sock.fileno())
 
+    def hang_up(self) -> None:
+        """Say goodbye to everybody."""
+        for connection in list(self._connections.values()):
+            connection.hang_up()
+
     def close(self) -> None:
         """Stop serving; every connection is closed at once."""
         self.listen(False)

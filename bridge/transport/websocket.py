@@ -33,6 +33,7 @@ from websockets.typing import Subprotocol
 from bridge.errors import ProtocolError
 from bridge.ingress.media_socket import (
     AWAY,
+    MAX_UNREAD,
     NEVER,
     NORMAL,
     POLICY,
@@ -48,6 +49,9 @@ HANDSHAKE = 5.0  # s for the request, and for the answer to it
 PING_EVERY, PONG_WITHIN = 15.0, 20.0  # s; a peer on hold sends nothing, but answers pings
 MAX_REASON = 120  # bytes of UTF-8 in a close frame (RFC 6455 §5.5: 125 with the code)
 LOW_WATER = 64  # bytes below which a wake-up is not worth postponing
+OVERHEAD = 64  # bytes of memory that a frame of few bytes costs besides
+POST = b"POST "  # of a page: Twilio asks so for TwiML, and the library takes it for no request
+MAX_HEAD = 8192  # bytes of such a request
 
 _REASONS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
@@ -76,8 +80,8 @@ class WebSocket:
     keeps = True
 
     __slots__ = (
-        "_deaf", "_goodbye", "_kind", "_max", "_parts", "_ping_at", "_pong_by", "_protocol",
-        "_request", "_rest", "_size", "_subprotocol", "media", "next_at",
+        "_asked", "_deaf", "_goodbye", "_kind", "_max", "_parts", "_ping_at", "_pong_by",
+        "_protocol", "_request", "_rest", "_size", "_subprotocol", "media", "next_at",
     )  # fmt: skip
 
     def __init__(self, max_message: int, now: float) -> None:
@@ -86,6 +90,7 @@ class WebSocket:
         )
         self._max = max_message
         self._rest = b""  # the beginning of a frame
+        self._asked = False  # anything has come
         self._request: Request | None = None
         self._subprotocol: Subprotocol | None = None
         self._parts: list[bytes] = []  # of a message in fragments
@@ -122,7 +127,7 @@ class WebSocket:
         fields["Connection"] = "close"
         fields["Cache-Control"] = "no-store"
         reason = _REASONS.get(status, "Refused")
-        self._protocol.send_response(Response(status, reason, fields, data))
+        self._protocol.writes.append(Response(status, reason, fields, data).serialize())
         self._deaf = True
         self.next_at = 0.0
 
@@ -139,13 +144,35 @@ class WebSocket:
     def receive(self, data: bytes, now: float) -> Sequence[WebSocketEvent]:
         """Bytes as they came. Raises `ProtocolError`."""
         if self.media is None:
-            events = self._by_library(data, now)
+            posted = self._posted(data)
+            events = self._by_library(data, now) if posted is None else posted
         else:
             events = joined(self._frames(data, now))
             if self._pong_by != NEVER:
                 self._pong_by, self._ping_at = NEVER, now + PING_EVERY
+            if self._unread():
+                self._goodbye = (POLICY, "the client does not read what it is sent")
+                self._protocol.writes.clear()
+                events += self._end("bridge")
         self._plan()
         return events
+
+    def _posted(self, data: bytes) -> list[WebSocketEvent] | None:
+        """Somebody asks for a page by POST; None: this is for the library."""
+        head = self._rest + data
+        if (self._asked and not self._rest) or not head.startswith(POST):
+            self._asked = True
+            return None
+        self._asked, self._rest = True, head
+        if b"\r\n\r\n" not in head and len(head) < MAX_HEAD:
+            return []
+        self._rest = b""
+        return [Knocked(head.split(b" ", 2)[1].decode("latin-1"), {}, False)]
+
+    def _unread(self) -> bool:
+        """Does too much wait that the peer causes and does not read? Its pings' pongs, say."""
+        writes = self._protocol.writes
+        return sum(map(len, writes)) + OVERHEAD * len(writes) > MAX_UNREAD
 
     def _frames(self, data: bytes, now: float) -> list[WebSocketEvent]:
         """One frame after the other (RFC 6455 §5.2)."""
@@ -156,10 +183,12 @@ class WebSocket:
         while end - at >= 2 and not self._deaf:
             first, size = data[at], data[at + 1]
             length, body = size & 0x7F, at + 6
-            if length == 126 and end - at >= 4:
-                length, body = data[at + 2] << 8 | data[at + 3], at + 8
-            elif length >= 126:
-                length, body = int.from_bytes(data[at + 2 : at + 10], "big"), at + 14
+            if length > 125:
+                more = 2 if length == 126 else 8
+                if end - at < 2 + more:
+                    break
+                length = int.from_bytes(data[at + 2 : at + 2 + more], "big")
+                body += more
             if length > self._max or not size & 0x80:
                 events += self._by_library(data[at:], now)  # which knows what to answer
                 return events
@@ -191,6 +220,8 @@ class WebSocket:
         if protocol.parser_exc is not None and not self._deaf:  # it has sent its close frame
             raise ProtocolError(str(protocol.parser_exc))
         if protocol.handshake_exc is not None and not self._deaf:
+            if not any(protocol.writes):  # it answers some errors itself
+                self.page(400, "this is no request that is understood here\n")
             raise ProtocolError("this is no HTTP request")
         return events
 
@@ -325,7 +356,7 @@ class WebSocket:
             self._rest = b""
             protocol.events_received()
         if self.media is None:  # it has had its page; closing before its request would reset it
-            return bool(data) or self._request is not None
+            return bool(data) or self._asked
         return protocol.close_rcvd is not None or protocol.parser_exc is not None
 
 
