@@ -11,6 +11,7 @@ from bridge.config_auth import AuthSettings
 from bridge.config_fields import Address, Listen, Listener
 
 File = Annotated[str, AfterValidator(os.path.expandvars)]  # $CREDENTIALS_DIRECTORY
+Header = Annotated[str, Field(pattern="^[A-Za-z0-9-]{1,64}$")]
 ADD_KEYS = (
     "add [[websocket.key]] (callscribe key new NAME makes one), [websocket.jwt] or "
     "[websocket.twilio]"
@@ -25,6 +26,10 @@ class WebSocketSettings(AuthSettings, Listener):
     tls_key: File | None = None  # PEM
     max_connections: int = Field(default=4096, ge=1)
     start_deadline: float = Field(default=5.0, gt=0, le=60)  # s from the upgrade to the first word
+    # Two headers, as clients of /v1/stream send a key of two parts: its id, its secret
+    key_headers: Annotated[list[Header], Field(min_length=2, max_length=2)] = [
+        "Modal-Key", "Modal-Secret",
+    ]  # fmt: skip
     patience: float = Field(default=10.0, gt=0, le=600)  # s without audio, where a protocol minds
     max_message: int = Field(default=1 << 20, ge=1024, le=16 * 1024 * 1024)  # bytes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
@@ -34,9 +34,10 @@ class Kind:
         made: Make = getattr(importlib.import_module(module), name)
         return made
 
-    def find(self, knock: Knock) -> list[Credential]:
-        """All that a request shows."""
-        return [found for find in (*self.credentials, *USUAL) for found in find(knock)]
+    def find(self, knock: Knock, pair: Sequence[str]) -> list[Credential]:
+        """All that a request shows. `pair`: names of two headers for a key of two parts."""
+        found = [found for find in (*self.credentials, *USUAL) for found in find(knock)]
+        return [*found, *shown.pair(knock, *pair)]
 
 
 USUAL: tuple[Find, ...] = (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from uuid import uuid4
 
 from bridge.audio.resample import Bank
-from bridge.auth import Auth, Denied, Identity, KeysWanted, Knock
+from bridge.auth import Auth, Credential, Denied, Identity, KeysWanted, Knock
 from bridge.auth_credentials import read_knock
 from bridge.auth_keys import admit, make_keys
 from bridge.config import Address, WebSocketSettings
@@ -110,7 +110,7 @@ class SocketUser:
             sentence = "no protocol is spoken here; the README lists the paths"
             return self._refuse(connection, 404, sentence)
         try:
-            identity = self.auth.check(asked, kind.find(asked), time.time())
+            identity = self.auth.check(asked, self._shown(kind, asked), time.time())
             self._admit(connection, kind, asked, identity, now)
         except KeysWanted:
             task = asyncio.create_task(self._after_keys(connection, kind, asked))
@@ -119,12 +119,15 @@ class SocketUser:
         except Denied as e:
             self._denied(connection, e)
 
+    def _shown(self, kind: Kind, asked: Knock) -> list[Credential]:
+        return kind.find(asked, self._settings.key_headers)
+
     async def _after_keys(
         self, connection: Connection[WebSocketEvent], kind: Kind, asked: Knock
     ) -> None:
         """The provider's keys are fetched first; the client waits for its answer meanwhile."""
         try:
-            identity = await admit(self.auth, self.keys, asked, kind.find(asked))
+            identity = await admit(self.auth, self.keys, asked, self._shown(kind, asked))
             if connection.ingress is not None:  # it is still there
                 self._admit(connection, kind, asked, identity, self._rules.clock())
                 connection.flush()

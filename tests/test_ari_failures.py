@@ -522,7 +522,8 @@ def act(lab: TapsLab, what: str, m: int, n: int) -> None:
             world.hang_up(ours[m % len(ours)])
         case "end" if lab.announced:
             lab.ended.add(list(lab.announced)[m % len(lab.announced)])
-        case "tap" if a and lab.taps.channels.find(a):
+        # While ARI is lost AriLink.tap refuses, and does not get here.
+        case "tap" if a and lab.taps.channels.find(a) and lab.taps._calls.synced:
             leg: LegName | None = (None, "caller", "callee")[n % 3]  # type: ignore[assignment]
             lab.taps.tap(a, Wish("" if n < 4 else f"c{m}", leg), lab.now)
         case "stasis" if a:

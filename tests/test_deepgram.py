@@ -16,7 +16,7 @@ import websockets.exceptions
 from hypothesis import given
 
 from bridge.audio.g711 import encode_alaw, encode_ulaw
-from bridge.ingress.deepgram import Deepgram, credentials
+from bridge.ingress.deepgram import Deepgram
 from bridge.ingress.media_socket import LegAsked, LegAudio, LegBegan, LegEnded, SocketError
 from bridge.ingress.wav_stream import WavHeader
 from bridge.types import EndOfTurn, Final, Partial, Word
@@ -250,12 +250,6 @@ def test_what_is_no_wav_file_costs_the_connection() -> None:
     eight_bits = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x40\x1f\0\0\x01\0\x08\0"
     with pytest.raises(SocketError, match="expected 16-bit PCM"):
         WavHeader().feed(eight_bits)
-
-
-def test_keys_that_clients_show() -> None:
-    assert credentials({"authorization": "Token k"}, {}) == ["k"]
-    assert credentials({"sec-websocket-protocol": "token, k2"}, {}) == ["k2"]
-    assert credentials({}, {}) == []
 
 
 MESSAGES = [{"type": kind} for kind in ("KeepAlive", "Finalize", "CloseStream", "Configure")]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
-from bridge.ingress.float_stream import FloatStream, credentials
+from bridge.ingress.float_stream import FloatStream
 from bridge.ingress.media_socket import LegAsked, LegAudio, LegEnded
 from tests.clients import ByHand, float32, said_at_random, survives
 from tests.sockets import PATIENCE, bridge, pieces, said
@@ -82,13 +82,6 @@ def test_refused_and_hung_up() -> None:
     hand.it.refused("caller", "overload")
     assert hand.said()[1] == {"type": "error", "message": "not taken: overload"}
     assert hand.it.goodbye == (1013, "not taken: overload")
-
-
-def test_a_key_of_two_headers() -> None:
-    headers = {"modal-key": "id", "modal-secret": " s ", "x-id": "other", "x-secret": "t"}
-    assert credentials(headers, {}) == ["id:s"]
-    assert credentials(headers, {}, ("X-Id", "X-Secret")) == ["other:t"]
-    assert credentials({"modal-key": "id"}, {}) == []
 
 
 @given(said_at_random(st.binary(max_size=9)))

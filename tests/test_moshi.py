@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 
 from bridge.ingress.media_socket import LegAsked, LegAudio, LegBegan, SocketError
-from bridge.ingress.moshi import Moshi, credentials
+from bridge.ingress.moshi import Moshi
 from tests.clients import JSON, ByHand, float32, survives
 from tests.sockets import PATIENCE, bridge, said
 from tests.waiting import until
@@ -145,7 +145,6 @@ def test_messages() -> None:
     for _ in range(3):
         hand.it.finalised("caller")
     assert [msgpack.unpackb(m)["id"] for m in hand.it.messages()] == [-5, 6]
-    assert credentials({"kyutai-api-key": "a"}, {"auth_id": "b"}) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from bridge.engine.tones import TonesModel
 from bridge.ingress.media_socket import LegAsked, LegAudio, LegBegan, LegEnded
 from bridge.ingress.pcm import Pcm, from_floats, from_list
-from bridge.ingress.plain import Plain, credentials
+from bridge.ingress.plain import Plain
 from bridge.socket_session import SocketLeg
 from bridge.types import Frame, Heard, Refused
 from tests.clients import ByHand, float32, mutated, pcm16, said_at_random, survives
@@ -219,11 +219,6 @@ def test_streams_cut_anywhere_are_the_same() -> None:
         assert np.array_equal(whole, cut)
     left, right = Pcm("linear16", 2).feed(np.arange(7, dtype="<i2").tobytes())
     assert (left.tolist(), right.tolist()) == ([0, 2, 4], [1, 3, 5])
-
-
-def test_keys_that_clients_show() -> None:
-    assert credentials({"authorization": "Bearer k"}, {"token": "t"}) == ["k", "t"]
-    assert credentials({"authorization": "Basic k"}, {}) == []
 
 
 @given(said_at_random(mutated([{"type": "flush"}, {"type": "end"}])))

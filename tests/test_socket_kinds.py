@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from bridge.auth import Knock
 from bridge.ingress.media_socket import MediaBase, Opening, SocketRules
 from bridge.metrics import INGRESSES
 from bridge.socket_kinds import PROTOCOLS, kind_of
+from tests.sockets import bridge
 
 
 @pytest.mark.parametrize(
@@ -56,3 +62,45 @@ def test_each_vendors_key_is_found_where_it_puts_it(path: str, header: str, valu
     assert kind is not None
     (found,) = kind.find(Knock(path, {}, {header: value}, "192.0.2.1"))
     assert getattr(found, "value", "") == "secret"
+
+
+WAYS: list[tuple[str, dict[str, str], list[str]]] = [
+    ("/ws", {"Authorization": "Bearer KEY"}, []),
+    ("/ws?token=KEY", {}, []),
+    ("/ws/stt", {"X-API-Key": "KEY"}, []),
+    ("/v1/listen?encoding=linear16&sample_rate=8000", {"Authorization": "Token KEY"}, []),
+    ("/v1/listen?encoding=linear16&sample_rate=8000", {}, ["token", "KEY"]),
+    ("/v1/realtime", {}, ["realtime", "openai-insecure-api-key.KEY"]),
+    ("/api/asr-streaming", {"kyutai-api-key": "KEY"}, []),
+    ("/api/asr-streaming?auth_id=KEY", {}, []),
+    ("/v1/stream", {"X-Id": "dialer", "X-Secret": "KEY"}, []),
+    ("/asterisk/x", {"Authorization": "Basic " + b64encode(b"dialer:KEY").decode()}, ["media"]),
+]
+KEY = "a-key-with-enough-characters-in-it"
+
+
+async def test_every_client_shows_its_key_in_its_own_way() -> None:
+    """And is not let in with another one, or with none."""
+    settings = {
+        "key": [{"name": "dialer", "secret": KEY}],
+        "key_headers": ["X-Id", "X-Secret"],
+        "max_failures": 0,
+    }
+    async with bridge(websocket=settings) as b:
+        for path, headers, offered in WAYS:
+            for key, welcome in [(KEY, True), ("wrong-" + KEY, False)]:
+                right = b64encode(f"dialer:{key}".encode()).decode()
+                shown = {n: v.replace("KEY", key) for n, v in headers.items()}
+                if "Basic" in headers.get("Authorization", ""):
+                    shown = {"Authorization": f"Basic {right}"}
+                asked = connect(
+                    b.url + path.replace("KEY", key),
+                    additional_headers=shown,
+                    subprotocols=[Subprotocol(o.replace("KEY", key)) for o in offered] or None,
+                )
+                if welcome:
+                    await (await asked).close()
+                else:
+                    with pytest.raises(InvalidStatus) as e:
+                        await asked
+                    assert e.value.response.status_code == 401

@@ -40,14 +40,6 @@ CANNOT = {
 PLACES: Mapping[LegName, int] = {"caller": 0, "callee": 1}
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """Keys: ``Authorization: Token …`` or Bearer; from a browser the subprotocol after token."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    shown = [key.strip()] if scheme.lower() in ("token", "bearer") else []
-    offered = [o.strip() for o in headers.get("sec-websocket-protocol", "").split(",")]
-    return shown + (offered[1:2] if offered[0] in ("token", "bearer") else [])
-
-
 def _wanted(query: Mapping[str, str], name: str) -> bool:
     return query.get(name, "").lower() == "true"
 

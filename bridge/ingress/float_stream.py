@@ -7,7 +7,7 @@ connection without audio for `patience` seconds is closed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bridge.ingress.media_socket import (
     BUSY,
@@ -20,15 +20,6 @@ from bridge.ingress.pcm import Client, Pcm
 from bridge.types import CallEvent, EndOfTurn, Heard, LegName
 
 PING_EVERY = 5.0  # s
-HEADERS = ("Modal-Key", "Modal-Secret")
-
-
-def credentials(
-    headers: Mapping[str, str], query: Mapping[str, str], names: Sequence[str] = HEADERS
-) -> list[str]:
-    """A key of two parts, from two headers: ``id:secret``."""
-    parts = [headers.get(name.lower(), "").strip() for name in names]
-    return [":".join(parts)] if all(parts) else []
 
 
 class FloatStream(Client):

@@ -38,12 +38,6 @@ MAX_MARKERS = 16  # that were not acknowledged yet
 FULL = ("busy", "overload", "limit")
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """Keys: the header ``kyutai-api-key``, or ``?auth_id=``."""
-    shown = (headers.get("kyutai-api-key", "").strip(), query.get("auth_id", ""))
-    return [key for key in shown if key]
-
-
 class Moshi(Client):
     """One stream."""
 

@@ -8,7 +8,7 @@ Out: ``word`` as soon as one is certain, ``partial``, ``final``, ``turn_ended``,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bridge.ingress.media_socket import (
     BUSY,
@@ -21,13 +21,6 @@ from bridge.ingress.media_socket import (
 )
 from bridge.ingress.pcm import Client, Pcm, confidence_of, rate_of, seconds
 from bridge.types import CallEvent, EndOfTurn, Final, Heard, LegName, Partial
-
-
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """Keys that the client shows: as bearer, or, for a browser, as ``?token=``."""
-    bearer = headers.get("authorization", "").partition(" ")
-    shown = [bearer[2].strip()] if bearer[0].lower() == "bearer" else []
-    return [key for key in (*shown, query.get("token", "")) if key]
 
 
 class Plain(Client):

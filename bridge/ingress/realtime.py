@@ -40,15 +40,6 @@ MAX_ASKED = 64  # commits under way
 MAX_WORDS = 20_000  # of an item; two hours of speech that nobody commits
 
 
-def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
-    """Keys that the client shows: as bearer, or, from a browser, inside a subprotocol."""
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    shown = [bearer.strip()] if scheme.lower() == "bearer" else []
-    offered = [o.strip() for o in headers.get("sec-websocket-protocol", "").split(",")]
-    prefix = "openai-insecure-api-key."
-    return shown + [o[len(prefix) :] for o in offered if o.startswith(prefix)]
-
-
 class Realtime(Client):
     """One session."""
 

@@ -28,11 +28,8 @@ from bridge.ingress.media_socket import (
     parse,
 )
 from bridge.ingress.pcm import IDLE, confidence_of, seconds
-from bridge.ingress.plain import credentials
 from bridge.ingress.session_config import Session, started
 from bridge.types import CallEvent, CallInfo, Ended, Final, Frame, Heard, LegName, Partial, Word
-
-__all__ = ["Sessions", "credentials"]
 
 CODES = {
     "limit": ("MAX_SESSIONS_REACHED", "as many sessions as this server takes are active"),
