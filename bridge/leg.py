@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -49,8 +50,8 @@ class Leg:
     """
 
     __slots__ = (
-        "_asked", "_bank", "_clock", "_feed", "_late", "_lease", "_lender", "_over", "_pushed", "_rate",
-        "_recogniser", "_silence", "_skews", "_tell", "_told_words", "_turns", "draining",
+        "_asked", "_bank", "_clock", "_feed", "_late", "_lease", "_lender", "_over", "_pushed",
+        "_rate", "_recogniser", "_silence", "_skews", "_tell", "_told_words", "_turns", "draining",
         "ended", "frames", "latency", "listen", "name", "offset", "reason", "tape", "words",
     )  # fmt: skip
 
@@ -228,8 +229,8 @@ class Leg:
         while self._asked and heard.at - at >= self._asked[0][0] - ROUNDING:
             self._answer(self._asked.popleft()[1])
             if self._late and not self._asked:
-                late, self._late = self._late, deque()
-                self.finalise(lambda: _each(late))
+                self.finalise(partial(_each, list(self._late)))
+                self._late.clear()
         if self._turns.wants_flush and not self._asked:
             self._lease.flush()
 

@@ -89,8 +89,8 @@ class Connection(Generic[E]):
     """One accepted socket. `context` is the user's own."""
 
     __slots__ = (
-        "_half", "_held", "_low_water", "_parted", "_port", "_read_at", "_unsent", "close_by", "context",
-        "dropped", "due", "fd", "host", "ingress", "label", "sock", "spoke",
+        "_half", "_held", "_low_water", "_parted", "_port", "_read_at", "_unsent", "close_by",
+        "context", "dropped", "due", "fd", "host", "ingress", "label", "sock", "spoke",
     )  # fmt: skip
 
     def __init__(

@@ -80,8 +80,8 @@ class WebSocket:
     keeps = True
 
     __slots__ = (
-        "_asked", "_deaf", "_goodbye", "_kind", "_max", "_parts", "_ping_at", "_pong_by", "_protocol",
-        "_request", "_rest", "_size", "_subprotocol", "media", "next_at",
+        "_asked", "_deaf", "_goodbye", "_kind", "_max", "_parts", "_ping_at", "_pong_by",
+        "_protocol", "_request", "_rest", "_size", "_subprotocol", "media", "next_at",
     )  # fmt: skip
 
     def __init__(self, max_message: int, now: float) -> None:
