@@ -36,6 +36,7 @@ bench: $(READY)
 	$(BIN)/callscribe bench media --keepalive 1s --loop asyncio
 	$(BIN)/callscribe bench media
 	$(BIN)/callscribe bench churn
+	$(BIN)/callscribe bench outbox
 	test ! -e .venv/.kyutai || $(BIN)/callscribe bench engine
 
 $(READY): pyproject.toml .ci/venv

@@ -16,8 +16,10 @@ from bridge.types import (
     Ended,
     EventBody,
     Final,
+    LeftCall,
     LegCounts,
     LegName,
+    Listened,
     Refused,
     RuleFired,
     Started,
@@ -30,7 +32,8 @@ class Call:
     """One or two legs that talk with each other.
 
     `publish` gets every event, numbered from 0 without gaps: `Started` first, `Ended` last.
-    `wall()` is Unix time. `over` is called after `Ended`.
+    `wall()` is Unix time. `over` is called after `Ended`. `left`: where the call was when its
+    process died; its numbers, its clock and its turns go on, and it is not `Started` again.
     """
 
     def __init__(
@@ -41,17 +44,24 @@ class Call:
         over: Callable[[Call], None],
         wall: Callable[[], float],
         now: float,
+        pause_digits: str = "",
+        left: LeftCall | None = None,
     ) -> None:
         self.info = info
-        self.began = now
-        self.began_at = wall()
+        self.listened: Listened | None = None
+        self._paused_by = ""  # all legs, also those that come
+        self._pause_digits = pause_digits
+        self.began_at = wall() if left is None else left.began
+        self.began = now if left is None else now - max(0.0, wall() - left.began)
         self.ended: Ended | None = None
         self.legs: dict[LegName, Leg] = {}
         self.finals: deque[tuple[LegName, Final]] = deque(maxlen=MAX_FINALS)
         self._publish = publish
         self._over = over
         self._wall = wall
-        self._seq = 0
+        self._seq = 0 if left is None else left.next
+        self._turns = {} if left is None else left.turns
+        self._started = left is not None
         self._holds = 0
 
     @property
@@ -90,11 +100,47 @@ class Call:
             offset=now - self.began,
             latency=latency,
             bank=bank,
+            pause_digits=self._pause_digits,
+            toggle=self._toggle,
+            turn=self._turns.get(name, -1) + 1,
         )
-        if not self.legs:
+        if not self._started:
+            self._started = True
             self._number(None, Started())
         self.legs[name] = leg
+        if self._paused_by:
+            leg.pause(self._paused_by)
         return leg
+
+    def pause(self, name: LegName | None, by: str) -> None:
+        """Do not hear this leg, or the call (None: all legs, also one to come), for a while."""
+        if name is None:
+            self._paused_by = by
+        for leg in self._named(name):
+            leg.pause(by)
+
+    def resume(self, name: LegName | None, by: str) -> None:
+        """Hear this leg, or all of them, again."""
+        if name is None:
+            self._paused_by = ""
+        for leg in self._named(name):
+            leg.resume(by)
+
+    def _named(self, name: LegName | None) -> list[Leg]:
+        return [leg for leg in self.legs.values() if name in (None, leg.name)]
+
+    def _toggle(self) -> None:
+        """Somebody has pressed the digits for it: the whole call, whoever it was."""
+        if self._paused_by or any(leg.paused for leg in self.legs.values()):
+            self.resume(None, "dtmf")
+        else:
+            self.pause(None, "dtmf")
+
+    def told_dialplan(self, leg: LegName, result: Listened) -> None:
+        """What came of listening, for the dialplan that waits for it."""
+        if self.ended is None:
+            self.listened = result
+            self._number(leg, result)
 
     def learn(self, info: CallInfo) -> None:
         """Call control told us more. What was known is not overwritten by what is empty."""
@@ -169,6 +215,12 @@ def merged(old: CallInfo, new: CallInfo) -> CallInfo:
         if f.name not in ("id", "ingress", "extra") and (value := getattr(new, f.name))
     }
     return replace(old, **changes, extra={**old.extra, **new.extra})
+
+
+def lost(left: LeftCall, at: float) -> CallEvent:
+    """The last event of a call that did not come back."""
+    seconds = max(0.0, left.at - left.began)
+    return CallEvent(left.info, left.next, at, None, Ended("lost", seconds, {}))
 
 
 def refusal(info: CallInfo, reason: str, at: float) -> CallEvent:

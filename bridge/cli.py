@@ -1,4 +1,4 @@
-"""The commands: serve, demo, call, doctor, bench."""
+"""The commands: serve, demo, call, doctor, bench, outbox, webhook."""
 
 from __future__ import annotations
 
@@ -82,8 +82,12 @@ def _parser() -> argparse.ArgumentParser:
 
     key_command.add_arguments(command("key", key_command.run, "Keys that open WebSockets."))
 
+    from bridge import outbox_command, webhook_command
+
+    outbox = command("outbox", _outbox, "What waits for its sink; dead letters.")
+    outbox_command.add_arguments(outbox)
     webhook = command("webhook", _webhook, "Help with webhooks.")
-    webhook.add_argument("what", choices=["secret"], help="secret: make a random secret")
+    webhook_command.add_arguments(webhook)
     return parser
 
 
@@ -159,9 +163,13 @@ def _bench(args: argparse.Namespace) -> int:
     return bench.run(args)
 
 
-def _webhook(args: argparse.Namespace) -> int:
-    import base64
-    import secrets
+def _outbox(args: argparse.Namespace) -> int:
+    from bridge import outbox_command
 
-    print("whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
-    return 0
+    return outbox_command.run(args)
+
+
+def _webhook(args: argparse.Namespace) -> int:
+    from bridge import webhook_command
+
+    return webhook_command.run(args)

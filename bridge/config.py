@@ -40,6 +40,7 @@ from bridge.config_fields import (
     parse_address,
     port_range,
 )
+from bridge.config_limits import LimitSettings, check_limits
 from bridge.config_media import (
     ENGINE_KINDS,
     AudioSocketSettings,
@@ -48,6 +49,7 @@ from bridge.config_media import (
     RtpSettings,
     TurnSettings,
 )
+from bridge.config_outbox import OutboxSettings
 from bridge.config_recording import RecordingSettings
 from bridge.config_rules import RuleSettings, RulesSettings
 from bridge.config_rules import check as check_rules
@@ -56,11 +58,11 @@ from bridge.errors import ConfigError
 
 __all__ = [
     "ENGINE_KINDS", "RATES", "Address", "AmiSettings", "AriSettings", "AudioSocketSettings",
-    "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings", "PortRange",
-    "RecordingSettings", "RedactionSettings", "RtpSettings", "RuleSettings", "RulesSettings",
-    "ServiceSettings", "Settings", "TapRule", "TurnSettings", "WebSocketSettings",
-    "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address", "port_range",
-    "rule_from_dict",
+    "CallSettings", "EngineSettings", "EslSettings", "HttpSettings", "LogSettings",
+    "OutboxSettings", "PortRange", "RecordingSettings", "RedactionSettings", "RtpSettings",
+    "RuleSettings", "RulesSettings", "ServiceSettings", "Settings", "TapRule", "TurnSettings",
+    "WebSocketSettings", "WebhookSettings", "from_dict", "is_hub_name", "load", "parse_address",
+    "port_range", "rule_from_dict",
 ]  # fmt: skip
 
 
@@ -76,6 +78,7 @@ class Settings(BaseSettings):
     audiosocket: AudioSocketSettings | None = None
     rtp: RtpSettings | None = None
     calls: CallSettings = CallSettings()
+    limit: list[LimitSettings] = Field(default_factory=list)
     http: HttpSettings = HttpSettings()
     ami: AmiSettings | None = None
     ari: AriSettings | None = None
@@ -84,6 +87,7 @@ class Settings(BaseSettings):
     webhook: list[WebhookSettings] = Field(default_factory=list)
     rules: RulesSettings = RulesSettings()
     rule: list[RuleSettings] = Field(default_factory=list, max_length=500)
+    outbox: OutboxSettings = OutboxSettings()
     log: LogSettings = LogSettings()
     redaction: RedactionSettings = RedactionSettings()
     recording: RecordingSettings = RecordingSettings()
@@ -99,6 +103,8 @@ class Settings(BaseSettings):
                 )
         if self.ari is not None:
             _check_arrival(self.ari, self.audiosocket, self.rtp, self.websocket)
+        slots = self.engine.slots
+        check_limits(self.limit, slots if isinstance(slots, int) else None)
         names = [hook.name or urlsplit(hook.url).hostname for hook in self.webhook]
         for name in names:
             if names.count(name) > 1:  # metrics and message ids could not tell them apart

@@ -20,7 +20,10 @@ from bridge.config_fields import (
 from bridge.egress.signature import check_secret
 from bridge.redact.kinds import Kind
 
-EventKind = Literal["started", "partial", "final", "turn", "dtmf", "ended", "refused", "rule"]
+EventKind = Literal[
+    "started", "partial", "final", "turn", "dtmf", "paused", "resumed", "listened", "ended",
+    "refused", "rule",
+]  # fmt: skip
 
 
 class HttpSettings(Listener):
@@ -44,7 +47,8 @@ class AmiSettings(Section):
     auth: Literal["md5", "plain"] = "md5"
     join_variables: list[str] = ["CALLSCRIBE_ID"]
     events: list[EventKind] = [
-        "started", "partial", "final", "turn", "ended", "refused", "rule",
+        "started", "partial", "final", "turn", "paused", "resumed", "listened", "ended", "refused",
+        "rule",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
     redact: list[Kind] = Field(default_factory=list)
@@ -136,7 +140,8 @@ class EslSettings(Section):
     username: str = Field(default="", pattern=r"^([A-Za-z0-9._-]+@[A-Za-z0-9._-]+)?$")
     password: SecretStr
     events: list[EventKind] = [
-        "started", "partial", "final", "turn", "ended", "refused", "rule",
+        "started", "partial", "final", "turn", "paused", "resumed", "listened", "ended", "refused",
+        "rule",
     ]  # fmt: skip
     set_variables: bool = True  # CALLSCRIBE_TEXT, CALLSCRIBE_STATUS
     redact: list[Kind] = Field(default_factory=list)
@@ -166,8 +171,10 @@ class WebhookSettings(Section):
     events: list[str] = Field(default_factory=list)  # prefixes such as "transcript."; empty: all
     timeout: float = Field(default=15.0, gt=0, le=60)
     allow_insecure: bool = False  # http:// to anything but loopback
+    allow_private: bool = False  # the URL's name may lead to a private address
     queue: int = Field(default=10_000, ge=10)
     redact: list[Kind] = Field(default_factory=list)
+    batch: bool = False  # several events of one call, if they wait, as an array in one POST
 
     @model_validator(mode="after")
     def _checks(self) -> WebhookSettings:

@@ -99,11 +99,25 @@ def check_url(url: str, *, allow_insecure: bool) -> None:
         raise ValueError("url: expected https://host/path, with a host")
     if parts.username or parts.password:
         raise ValueError("url: put no user name or password in it; requests are signed instead")
+    if _odd_number(parts.hostname):
+        raise ValueError(
+            f"url: {parts.hostname} is an address in disguise; write it as in 192.0.2.1"
+        )
     if parts.scheme == "http" and not Address(parts.hostname, 0).loopback and not allow_insecure:
         raise ValueError(
             "url: http:// to a host that is not loopback sends transcripts in the clear; use "
             "https://, or set allow_insecure = true if the network in between is trusted"
         )
+
+
+def _odd_number(host: str) -> bool:
+    """2130706433, 0x7f000001, 0177.0.0.1, 127.1: the resolver takes them all for 127.0.0.1."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        number = r"(0x[0-9a-f]*|[0-9]+)"
+        return re.fullmatch(rf"{number}(\.{number})*\.?", host, re.I) is not None
+    return False
 
 
 # NoDecode: host:port as it is also from the environment, not as JSON

@@ -142,3 +142,4 @@ class CallSettings(Section):
     max_seconds: float = Field(default=4 * 3600, gt=0)
     keep_ended: int = Field(default=200, ge=0)  # ended calls that GET /calls/{id} still shows
     announce_ttl: float = Field(default=30.0, gt=0)  # seconds from POST /calls to the socket
+    pause_digits: str = Field(default="", pattern="^[0-9*#A-D]{0,8}$")  # begin and end a pause

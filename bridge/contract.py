@@ -22,9 +22,12 @@ from bridge.types import (
     EventBody,
     Final,
     LegCounts,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     RuleFired,
     Started,
     Word,
@@ -37,6 +40,9 @@ EVENT_TYPES: Mapping[type[EventBody], str] = MappingProxyType(
         Final: "transcript.final",
         EndOfTurn: "turn.ended",
         Pressed: "dtmf",
+        Paused: "transcription.paused",
+        Resumed: "transcription.resumed",
+        Listened: "listen.ended",
         Ended: "call.ended",
         Refused: "call.refused",
         RuleFired: "rule.fired",
@@ -91,6 +97,11 @@ def _body(body: EventBody) -> dict[str, object]:
             return {"turn": body.turn, "text": body.text, **times, "reason": body.reason}
         case Pressed():
             return {"digit": body.digit, "start": _number(body.at)}
+        case Paused() | Resumed():
+            return {"start": _number(body.at), "by": body.by}
+        case Listened():
+            heard = {"status": body.status, "text": body.text, "language": body.language}
+            return {**heard, "confidence": _number(body.confidence)}
         case Ended():
             legs = {name: _counts(counts) for name, counts in body.legs.items()}
             return {"reason": body.reason, "seconds": _number(body.seconds), "legs": legs}

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 from bridge import __version__
 from bridge.call import Call, conversation
 from bridge.config import ENGINE_KINDS, Address
+from bridge.egress.ami import listened_variables
 from bridge.engine import device
 from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
+from bridge.outbox_file import watch_outbox
 from bridge.pbx.ari_taps import NoChannel
 from bridge.recorder.recorder import answered
-from bridge.types import Announcement, Final, LegCounts, LegName
+from bridge.types import Announcement, Final, LegCounts, LegName, Listened
 
 if TYPE_CHECKING:
     from bridge.rtp_user import RtpUser
@@ -73,6 +75,8 @@ class Desk:
             checks["ari"] = self._server.ari.state
         if self._server.sockets is not None:
             checks["websocket"] = "ok"
+        if self._server.shelves is not None:
+            checks["outbox"] = self._server.shelves.state
         for outbox in self._server.outboxes:
             checks[f"sink {outbox.name}"] = outbox.state
         return Health(
@@ -137,7 +141,7 @@ class Desk:
         """POST /calls."""
         if self._server.switchboard.known(announcement.uuid):
             raise ValueError("this UUID has been announced already")
-        return self._server.switchboard.announce(announcement, self._server.clock())
+        return self._server.announce(announcement)
 
     def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
         """POST /calls with media."""
@@ -155,6 +159,31 @@ class Desk:
         except NoChannel as e:
             raise LookupError(str(e)) from None
 
+    def pause(self, id: str, leg: LegName | None, *, resume: bool) -> dict[str, bool] | None:
+        """POST /calls/{id}/pause and /resume."""
+        call = self._server.switchboard.calls.get(id)
+        if call is None:
+            return None
+        (call.resume if resume else call.pause)(leg, "http")
+        return {name: of_leg.paused for name, of_leg in call.legs.items()}
+
+    def listened(self, id: str, *, plain: bool) -> dict[str, object] | None:
+        """GET /calls/{id}/listen."""
+        call = self._server.switchboard.find(id)
+        if call is None or not call.info.listening:
+            return None
+        found = call.listened or Listened("listening")
+        confidence = found.confidence
+        if plain:
+            variables = listened_variables(found)
+            return {name.partition("_")[2].lower(): value for name, value in variables.items()}
+        return {
+            "status": found.status,
+            "confidence": None if confidence is None else round(confidence, 3),
+            "language": found.language,
+            "text": found.text,
+        }
+
     def add_rule(self, id: str, given: Mapping[str, object]) -> list[str]:
         """POST /calls/{id}/rules."""
         return self._server.rules.add(id, given)
@@ -163,7 +192,8 @@ class Desk:
         """DELETE /calls/{id}."""
         ended = self._server.switchboard.hang_up(id)
         rtp = self._server.rtp
-        return (rtp is not None and rtp.withdraw(id)) or ended
+        ports = rtp is not None and rtp.withdraw(id)
+        return self._server.switchboard.withdraw(id) or ports or ended
 
     async def recording(self, id: str, leg: str) -> Path | None:
         """GET /calls/{id}/recording/{leg}."""
@@ -219,6 +249,16 @@ def watch(server: Server) -> None:
     gauge("calls", "Calls that are up.", lambda: len(board.calls))
     gauge("legs", "Legs that are up.", lambda: board.lines)
     gauge("lines_waiting", "Connections not yet joined to a call.", lambda: board.waiting)
+    gauge("slots_reserved", "Slots kept for announced legs.", lambda: board.gate.reserved)
+    counts("reservations_total", "What became of them.", lambda: board.gate.counters, "what")
+    if server.settings.limit:
+        server.metrics.watch(
+            "limit_calls",
+            "Calls that count for a [[limit]], those reserved for included.",
+            lambda: {(name,): n for name, n in board.gate.calls().items()},
+            ["limit"],
+        )
+        counts("limit_refused_total", "Calls over it.", lambda: board.gate.refused, "limit")
     gauge("ready", "1 when ready for calls.", lambda: Desk(server).health().ready)
     total("frames", "Audio messages heard.")
     total("blocks_dropped", "80 ms blocks that the engine was too slow for.")
@@ -248,6 +288,8 @@ def watch(server: Server) -> None:
     if recorder is not None:
         counts("recording_total", "What became of recordings.", lambda: recorder.counters, "what")
         gauge("recording_queue_bytes", "Audio that waits.", lambda: recorder.queued)
+    if server.shelves is not None:
+        watch_outbox(server.metrics, server.shelves)
     if link is not None:
         gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
         counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")
@@ -350,4 +392,5 @@ def _counts(counts: LegCounts) -> dict[str, float | None]:
         "packets_foreign": counts.packets_foreign,
         "jitter": round(counts.jitter, 4),
         "concealed": round(counts.concealed, 3),
+        "paused": round(counts.paused, 3),
     }

@@ -17,6 +17,7 @@ from bridge import (
     doctor_ari,
     doctor_esl,
     doctor_local,
+    doctor_outbox,
     doctor_rules,
     doctor_webhook,
     doctor_websocket,
@@ -52,6 +53,7 @@ async def _check(settings: Settings, report: Report) -> None:
     report.add(*await doctor_local.engine(settings.engine))
     report.add(doctor_local.open_files(settings), doctor_local.loop())
     report.add(*doctor_local.audiosocket(settings.audiosocket))
+    report.add(doctor_outbox.check(settings.outbox))
     outside = [
         doctor_websocket.check(settings),
         _ami(settings),

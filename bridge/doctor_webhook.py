@@ -15,6 +15,7 @@ TYPE = "callscribe.test"
 
 # By a word of the sentence that egress.webhook says; the first that fits
 _NO_ANSWER = (
+    ("allow_private", "if not, correct the host in the webhook's url, or its name service"),
     ("certificate", "renew it, or have this machine trust who signed it"),
     ("TLS", "does the receiver speak TLS on that port? If not, its url begins with http://"),
     ("resolved", "correct the host in the webhook's url, or this machine's name service"),

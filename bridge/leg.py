@@ -17,6 +17,7 @@ import numpy as np
 
 from bridge.audio.resample import Bank, Feed
 from bridge.interfaces import Lease, Recogniser
+from bridge.pausing import Keypad, Pausing
 from bridge.silence import Lender
 from bridge.turns import TurnRules, Turns
 from bridge.types import (
@@ -28,7 +29,9 @@ from bridge.types import (
     LegCounts,
     LegName,
     Partial,
+    Paused,
     Pressed,
+    Resumed,
     TranscriptEvent,
     Word,
 )
@@ -46,13 +49,17 @@ class Leg:
     `offset`: seconds on the call's clock at which this leg began; times told are on the call's
     clock. `latency(stage, end)` is told when a word that ended at `end` (seconds since the leg's
     first sample) becomes a partial or a final. `tell` gets every event, `over` is
-    called once, after the last. Raises `Busy`.
+    called once, after the last. `toggle` is called when the digits `pause_digits` are pressed.
+    `listened`: up to which second of the call's clock all words have been said; `spoken`: there was
+    a word, or the guess at one. `turn`: the number of
+    its first turn. Raises `Busy`.
     """
 
     __slots__ = (
-        "_asked", "_bank", "_clock", "_feed", "_late", "_lease", "_lender", "_over", "_pushed",
-        "_rate", "_recogniser", "_silence", "_skews", "_tell", "_told_words", "_turns", "draining",
-        "ended", "frames", "latency", "listen", "name", "offset", "reason", "tape", "words",
+        "_asked", "_bank", "_clock", "_feed", "_keypad", "_late", "_lease", "_lender", "_over",
+        "_pausing", "_pushed", "_rate", "_recogniser", "_silence", "_skews", "_tell", "_toggle",
+        "_told_words", "_turns", "draining", "ended", "frames", "latency", "listen", "listened",
+        "name", "offset", "reason", "spoken", "tape", "words",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +73,9 @@ class Leg:
         offset: float = 0.0,
         latency: Callable[[str, float], None] = lambda stage, end: None,
         bank: Bank | None = None,
+        pause_digits: str = "",
+        toggle: Callable[[], None] = lambda: None,
+        turn: int = 0,
     ) -> None:
         self.name: LegName = name
         self.offset = offset
@@ -74,7 +84,12 @@ class Leg:
         self.reason = ""
         self.frames = 0
         self.words = 0
+        self.listened = offset
+        self.spoken = False
         self.latency = latency
+        self._pausing = Pausing()
+        self._keypad = Keypad(pause_digits)
+        self._toggle = toggle
         self.listen: Callable[[Heard], None] | None = None  # a peer that wants every step
         self._asked: deque[tuple[float, Callable[[], None]]] = deque()  # when to end the turn
         self._late: deque[Callable[[], None]] = deque()  # asked too often
@@ -82,6 +97,7 @@ class Leg:
         self._tell = tell
         self._over = over
         self._turns = Turns(rules, recogniser.language)
+        self._turns.turn = turn
         self._told_words = 0  # of the present partial
         self._recogniser = recogniser
         self._rate = 0
@@ -101,6 +117,9 @@ class Leg:
         """Audio of any rate and length; a start beyond what was heard is filled with silence."""
         if self.ended:
             return
+        samples = self._pausing.heard(frame.samples, frame.start / frame.rate, frame.rate)
+        if samples is not frame.samples:  # nor is it recorded
+            frame = Frame(samples, frame.rate, frame.start, frame.concealed, frame.packets)
         if self.tape is not None:
             self.tape(frame)
         if self._lender.lent:
@@ -110,7 +129,6 @@ class Leg:
         gap = frame.start - self._clock
         if gap > 0:
             self._fill(gap)
-        samples = frame.samples
         if len(samples):
             self.frames += frame.packets
             self._clock += len(samples)
@@ -142,7 +160,10 @@ class Leg:
     def _fill(self, gap: int) -> None:
         """`gap` samples of silence, a second at a time; of a long hole no more than ends a turn,
         or an hour of it would stop everybody, and push this leg's own words out of the queue."""
-        self._silence += gap / self._rate
+        if self._pausing.active:
+            self._pausing.seconds += gap / self._rate
+        else:
+            self._silence += gap / self._rate
         self._clock += gap
         assert self._feed is not None
         left = min(gap, int(MAX_HOLE * self._rate))
@@ -170,8 +191,50 @@ class Leg:
         """A DTMF digit, after the audio before it."""
         if self.ended:
             return
-        at = self._clock / self._rate if self._rate else 0.0
-        self._tell(self, Pressed(digit, max(0.0, self.offset + at)))
+        at = self._at
+        complete = self._keypad.press(digit, at)
+        # In a pause somebody types a card's number; only what ends the pause is told
+        shown = digit if not self.paused else self._keypad.digits if complete else ""
+        for each in shown:
+            self._tell(self, Pressed(each, max(0.0, self.offset + at)))
+        if complete:
+            self._toggle()
+
+    @property
+    def _at(self) -> float:
+        """Seconds on the leg's clock."""
+        return self._clock / self._rate if self._rate else 0.0
+
+    @property
+    def paused(self) -> bool:
+        """True while nothing is heard, as call control wished."""
+        return self._pausing.active
+
+    def pause(self, by: str) -> None:
+        """Hear nothing from now on. Told when what was said before has been. Idempotent."""
+        if self.ended or self.paused:
+            return
+        self._pausing.begin(self._at, by)
+        if not self._clock:
+            self._tell_pause()  # nothing was said
+
+    def resume(self, by: str) -> None:
+        """Hear again. Idempotent."""
+        if self.ended or not self.paused:
+            return
+        self._tell_pause()
+        self._pausing.end(self._at)
+        self._tell(self, Resumed(max(0.0, self.offset + self._at), by))
+
+    def _tell_pause(self) -> None:
+        """What was said before the pause is final, and then there is the pause."""
+        pausing = self._pausing
+        if not pausing.untold:
+            return
+        pausing.untold = False
+        for event in self._turns.finish("paused"):
+            self._said(event)
+        self._tell(self, Paused(max(0.0, self.offset + pausing.at), pausing.by))
 
     def finalise(self, done: Callable[[], None]) -> None:
         """What was said up to here is wanted now: it ends its turn, and `done` is called.
@@ -222,10 +285,15 @@ class Leg:
             heard.settled + at,
         )
         self.words += len(heard.words)
+        self.listened = min(heard.at, heard.settled)
+        self.spoken = self.spoken or bool(heard.words or heard.tentative)
         if self.listen is not None:
             self.listen(heard)
         for event in self._turns.hear(heard):
             self._said(event)
+        on_leg = heard.at - self.offset, heard.settled - self.offset
+        if self._pausing.due(*on_leg, guessing=bool(heard.tentative)):
+            self._tell_pause()
         while self._asked and heard.at - at >= self._asked[0][0] - ROUNDING:
             self._answer(self._asked.popleft()[1])
             if self._late and not self._asked:
@@ -244,6 +312,7 @@ class Leg:
         """The recogniser has nothing more to say."""
         self.ended, self.draining = True, False
         try:
+            self._tell_pause()
             for event in self._turns.finish():
                 self._said(event)
             while self._asked:
@@ -276,12 +345,13 @@ class Leg:
     def counts(self) -> LegCounts:
         """What this leg's audio came to so far."""
         return LegCounts(
-            seconds=self._clock / self._rate if self._rate else 0.0,
+            seconds=self._at,
             frames=self.frames,
             words=self.words,
             silence_inserted=self._silence,
             blocks=self._pushed,
             blocks_dropped=self._lease.dropped,
+            paused=self._pausing.seconds,
         )
 
 

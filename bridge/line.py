@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bridge.admission import Claim
 from bridge.leg import Leg
 from bridge.types import CallEvent, Frame, Heard, LegCounts
 
@@ -35,8 +36,8 @@ class Line:
     """
 
     __slots__ = (
-        "_held", "_last", "closed", "counted", "hang_up", "ingress", "latency", "leg", "listener",
-        "lost", "opened", "origin", "owner", "uuid",
+        "_held", "_last", "claim", "closed", "counted", "hang_up", "ingress", "latency", "leg",
+        "listener", "lost", "opened", "origin", "owner", "uuid",
     )  # fmt: skip
 
     def __init__(
@@ -61,16 +62,18 @@ class Line:
         self.closed = ""
         self.lost = 0  # digits
         self.leg: Leg | None = None
+        self.claim: Claim | None = None  # to a slot, while it is a leg
         self.latency: float | None = None  # s from a word's end to the last event that told it
         self._last: Frame | None = None
         self._held: deque[Frame | str] = deque()
 
     def audio(self, frame: Frame) -> int:
         """To the leg, or kept until there is one. Returns the number of frames lost."""
-        self._last = frame
         if self.leg is not None:
+            self._last = None if self.leg.paused else frame
             self.leg.on_frame(frame)
             return 0
+        self._last = frame
         self._held.append(frame)
         lost = 0
         while len(self._held) > MAX_PIECES or _seconds(frame) - _start(self._held) > MAX_HELD:
@@ -81,7 +84,7 @@ class Line:
         return lost
 
     def level(self) -> float:
-        """Of the last frame, in dB of full scale; `SILENCE` at least, and once it is closed."""
+        """Of the last frame, in dB of full scale; `SILENCE` at least, in a pause and at the end."""
         if self._last is None or self.closed or not len(self._last.samples):
             return SILENCE
         power = float(np.mean(np.square(self._last.samples, dtype=np.float32)))

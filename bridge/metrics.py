@@ -38,9 +38,13 @@ INGRESSES = (
     "audiosocket", "rtp", "l16", "twilio", "telnyx", "plivo", "vonage", "signalwire", "exotel",
     "audiohook", "asterisk", "freeswitch", "moshi", "stream", "stt", "pcm", "realtime", "deepgram",
 )  # fmt: skip
-REFUSED_CALLS = ("busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate")
+REFUSED_CALLS = (
+    "busy", "overload", "draining", "limit", "unannounced", "not ready", "duplicate",
+    "outbox",
+)  # fmt: skip
 END_REASONS = (
-    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal")
+    ("hangup", "eof", "reset", "timeout", "protocol", "bridge", "engine", "internal", "heard",
+     "lost")
     + REFUSED_CALLS
 )  # fmt: skip
 REFUSED_CONNECTIONS = ("denied", "address", "limit", "deadline", "protocol", "no_uuid")
@@ -169,8 +173,8 @@ class Metrics:
         self._duration.observe(seconds)
 
     def call_refused(self, reason: str) -> None:
-        """`reason` is a `Refused.reason`."""
-        self._refused.of(reason).inc()
+        """`reason` is a `Refused.reason`; of ``limit:NAME`` what stands before the colon."""
+        self._refused.of(reason.partition(":")[0]).inc()
         self.load.calls += 1
         self.load.refused += 1
 

@@ -85,7 +85,7 @@ class RtpUser:
         source = self._source(request, stream.types)
         sock = self.sockets.take(now)
         try:
-            ttl = self._switchboard.announce(announcement, now)
+            ttl = self._switchboard.announce(announcement, now, reserve=True)
         except Exception:
             self.sockets.unused(sock)
             raise

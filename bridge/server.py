@@ -9,17 +9,18 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from bridge import taps
+from bridge import outbox_file, taps
+from bridge.admission import Admission, Limit
+from bridge.ami_user import AmiUser
 from bridge.audio.resample import Bank
 from bridge.audiosocket_user import AudioSocketUser
 from bridge.config import AudioSocketSettings, Settings
 from bridge.desk import Desk, watch
-from bridge.egress.ami import AmiEgress
 from bridge.egress.esl import EslEgress
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
 from bridge.egress.webhook import Webhook
-from bridge.engine.choice import build, choose
+from bridge.engine.choice import build, choose, objection
 from bridge.errors import Busy
 from bridge.http.app import HttpServer, make_app
 from bridge.http.live import Hub
@@ -28,6 +29,7 @@ from bridge.interfaces import Egress, Recogniser
 from bridge.media import MediaAddress, MediaRequest
 from bridge.metrics import Metrics
 from bridge.pbx.ami import AmiLink
+from bridge.pbx.ami_tap import TapAsked
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
 from bridge.recorder.recorder import Recorder
@@ -36,11 +38,11 @@ from bridge.redacting import Redaction, ShownFinals, check
 from bridge.rtp_user import RtpUser
 from bridge.rules_desk import Rules
 from bridge.socket_user import SocketUser
-from bridge.switchboard import Admission, Switchboard
+from bridge.switchboard import Switchboard
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent, IngressEvent
+from bridge.types import Announcement, CallEvent, IngressEvent, LeftCall
 from bridge.unicast import Unicasts
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 BANK_ROWS = 64  # legs resampled in one product; more gain nothing
 EXPIRE_EVERY = 0.05  # s between looks at waits that are over
 ENGINE_WAIT = 5.0  # s that connections wait in the kernel for the engine before they are refused
+STORE_WAIT = 5.0  # s at the end for the outbox's file
 GOODBYE_WAIT = 1.0  # s at the end for peers to close; Asterisk takes 0.4 ms (ASTERISK §1.3)
 HURRIED_WAIT = 0.1  # s, after a second SIGTERM
 
@@ -81,7 +84,14 @@ class Server:
         self.draining = False
         self._closed = False
         self.outboxes: list[Outbox] = []
-        self.link: AmiLink | None = None
+        self.shelves = outbox_file.make(settings.outbox)
+        self._ami = AmiUser(
+            settings.ami,
+            lambda: self.switchboard,
+            clock,
+            on_tap=self._tap_for_ami if settings.ari is not None else None,
+        )
+        self.link: AmiLink | None = self._ami.link
         self.esl: EslLink | None = None
         self.ari: AriLink | None = None
         self._unicasts: Unicasts | None = None
@@ -96,7 +106,7 @@ class Server:
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
         bank = Bank(BANK_ROWS)
-        self.switchboard = Switchboard(
+        self.switchboard: Switchboard = Switchboard(
             self.recogniser,
             Admission(
                 mode=audiosocket.admission,
@@ -105,6 +115,8 @@ class Server:
                 max_seconds=settings.calls.max_seconds,
                 announce_ttl=settings.calls.announce_ttl,
                 keep_ended=settings.calls.keep_ended,
+                pause_digits=settings.calls.pause_digits,
+                limits=tuple(Limit(**limit.model_dump()) for limit in settings.limit),
             ),
             TurnRules(**settings.turns.model_dump()),
             publish=self.publish,
@@ -112,8 +124,14 @@ class Server:
             clock=clock,
             wall=time.time,
             bank=bank,
+            part=self._ami.farewells.part,
+            objection=self._objection,
+            room=self._room,
             **({"on_leg": self.recorder.leg} if self.recorder else {}),
         )
+        self._left: list[tuple[Sequence[LeftCall], Sequence[str]]] = []
+        if self.shelves is not None:
+            self.shelves.on_calls = self._left_by_another
         self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         self.socket_user: SocketUser | None = None
         if settings.websocket is not None:
@@ -134,22 +152,23 @@ class Server:
     def _make_sinks(self, more: Sequence[Egress]) -> None:
         settings = self.settings
 
-        def add(sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000) -> None:
-            outbox = Outbox(sink, limit=limit, delivered=self._delivered)
+        def add(
+            sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000, *, kept: bool = True
+        ) -> None:
+            shelf = self.shelves.shelf(sink.name) if self.shelves is not None and kept else None
+            outbox = Outbox(sink, limit=limit, delivered=self._delivered, shelf=shelf)
             self.outboxes.append(outbox)
             self.redaction.add(redact, outbox.put)
 
         for sink in more:
             add(sink)
-        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact)
+        # The log never fails, and needs nothing on the disk.
+        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact, kept=False)
         if settings.http.redact:
             self.shown = ShownFinals(self.switchboard.find)
             self.redaction.add(settings.http.redact, self.shown.put)
-        if settings.ami is not None:
-            self.link = AmiLink(
-                settings.ami, self._announced_by_ami, on_tap=taps.asked_by_ami(self.ari)
-            )
-            add(AmiEgress(self.link, settings.ami), settings.ami.redact)
+        if self._ami.egress is not None and settings.ami is not None:
+            add(self._ami.egress, settings.ami.redact)
         if settings.esl is not None:
             self.esl = EslLink(settings.esl)
             add(EslEgress(self.esl, settings.esl), settings.esl.redact)
@@ -180,6 +199,8 @@ class Server:
             )
             self.http = HttpServer(app, listeners["http"])
             await self.http.start()
+        if self.shelves is not None:
+            await self.shelves.start()
         for outbox in self.outboxes:
             await outbox.start()
         if self.link is not None:
@@ -202,6 +223,8 @@ class Server:
         finally:
             late.cancel()
         self.loaded = True
+        for calls, over in self._left:
+            self._left_by_another(calls, over)
         self._open("")
         if self.ari is not None:
             await self.ari.start()  # only now: a tap is a call, and would be refused
@@ -328,6 +351,9 @@ class Server:
         await self.rules.close()
         if self.recorder is not None and not await asyncio.to_thread(self.recorder.close, timeout):
             log.error("recording: %d bytes were not written", self.recorder.queued)
+        self._ami.farewells.close()
+        if self.shelves is not None:
+            await self.shelves.close(STORE_WAIT)
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -368,14 +394,40 @@ class Server:
 
     # -- events --------------------------------------------------------------------------------
 
+    def _tap_for_ami(self, asked: TapAsked) -> object:
+        tap = taps.asked_by_ami(self.ari)
+        return tap(asked) if tap is not None else None
+
     def publish(self, event: CallEvent) -> None:
-        """To every sink, redacted where its settings say so; then to the rules, unredacted."""
-        self.redaction.publish(event)
+        """To every sink, redacted where its settings say so; then to the rules, unredacted.
+
+        What redaction holds back for a moment is not on the disk meanwhile: not in the clear.
+        """
+        if self.shelves is not None:
+            self.shelves.publish(event, self.redaction.publish)
+        else:
+            self.redaction.publish(event)
         self.rules.take(event)
 
+    def _room(self) -> bool:
+        return self.shelves is None or self.shelves.room
+
+    def _objection(self) -> Busy | None:
+        """What is against a new call: the engine's pace, or a disk that is full."""
+        if not self._room():
+            return Busy("outbox", "the outbox's file is full")
+        return objection(self.recogniser)
+
+    def _left_by_another(self, calls: Sequence[LeftCall], over: Sequence[str]) -> None:
+        """Calls may come back from when we answer on, not while the engine loads."""
+        if not self.loaded:
+            self._left.append((calls, over))
+        else:
+            self.switchboard.left(calls, over, self.clock() + self.settings.outbox.resume)
+
     def announce(self, announcement: Announcement) -> float:
-        """What a UUID belongs to (`Switchboard.announce`)."""
-        return self.switchboard.announce(announcement, self.clock())
+        """What a UUID belongs to, with a slot reserved for it (`Switchboard.announce`)."""
+        return self.switchboard.announce(announcement, self.clock(), reserve=True)
 
     def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
         """A UDP port for this leg's RTP. Raises `BadMedia`, `Busy`, ValueError (`RtpUser.open`)."""
@@ -387,7 +439,3 @@ class Server:
         if self._unicasts is not None:
             self._unicasts.opened(announcement, request, opened)
         return opened
-
-    def _announced_by_ami(self, announcement: Announcement) -> None:
-        with contextlib.suppress(ValueError):  # draining, or no UUID: nobody waits for an answer
-            self.switchboard.announce(announcement, self.clock())

@@ -2,33 +2,103 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from bridge.auth import Identity
-from bridge.ingress.media_socket import MediaSocket
+from bridge.ingress.media_socket import LegAsked, LegEnded, MediaSocket
 from bridge.line import Line
 from bridge.socket_kinds import Kind
 from bridge.transport.connection import Connection
 from bridge.transport.websocket import WebSocketEvent
-from bridge.types import CallEvent, Heard, LegName
+from bridge.types import CallEvent, Frame, Heard, LegName
 
-BEHIND, AGAIN = 3.0, 1.5  # s of audio unheard at which a client waits, and goes on
-HOLD = 5.0  # s; then it goes on whatever the engine does, and the leg's queue drops its oldest
+BEHIND, AGAIN = 3.0, 2.0  # s of audio unheard at which a client waits, and goes on
+PIECE = 1.0  # s of audio given at once
+KEPT = 300.0  # s of audio kept for a leg, which is what one message may hold; more goes on at once
+HOLD = 5.0  # s; then the client is read again, whatever the engine does
 
 
 class SocketLeg:
-    """One leg of a session. Implements `bridge.line.Listener`."""
+    """One leg of a session. Implements `bridge.line.Listener`.
 
-    __slots__ = ("_listened", "_session", "behind", "line", "name", "origin", "sent")
+    A client that is `paced` may send a file at once: the leg gets it as fast as the recogniser
+    listens, and what comes behind the audio, in its turn.
+    """
 
-    def __init__(self, session: Session, name: LegName, now: float) -> None:
+    __slots__ = (
+        "_ahead", "_end", "_kept", "_listened", "_lost", "_session", "line", "name", "origin",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        session: Session,
+        name: LegName,
+        now: float,
+        end: Callable[[SocketLeg, str], None],
+        lost: Callable[[int], None],
+    ) -> None:
         self._session = session
         self.name: LegName = name
         self.line: Line | None = None
         self.origin = now  # when its first sample came
-        self.sent = 0.0  # s of audio
+        self._end = end
+        self._lost = lost
+        self._kept: deque[Frame | LegAsked | LegEnded] = deque()
+        self._ahead = 0.0  # s of audio that the leg was given
         self._listened = 0.0  # s of it that the recogniser has heard
-        self.behind = False  # its client waits
+
+    # -- down ------------------------------------------------------------------------------------
+
+    def audio(self, frame: Frame, now: float) -> None:
+        """To the leg, or kept for it."""
+        came = (frame.start + len(frame.samples)) / frame.rate
+        self.origin = min(self.origin, now - came)
+        if not self._session.kind.paced:
+            self._give(frame)
+            return
+        size = round(PIECE * frame.rate)
+        samples = frame.samples
+        for i in range(0, len(samples), size):
+            self._kept.append(Frame(samples[i : i + size], frame.rate, frame.start + i))
+        self._pump()
+        while self._kept and came - self._ahead > KEPT:  # its queue loses its oldest, and counts
+            self._next()
+        if self.behind:
+            self._session.connection.hold(now + HOLD)
+
+    def then(self, event: LegAsked | LegEnded) -> None:
+        """Behind the audio that came before it."""
+        self._kept.append(event)
+        self._pump()
+
+    @property
+    def behind(self) -> bool:
+        """Does its client wait?"""
+        return bool(self._kept) or self._ahead - self._listened > BEHIND
+
+    def _pump(self) -> None:
+        while self._kept:
+            if type(self._kept[0]) is Frame and self._ahead - self._listened > BEHIND:
+                return
+            self._next()
+
+    def _next(self) -> None:
+        match self._kept.popleft():
+            case Frame() as frame:
+                self._give(frame)
+            case LegAsked():
+                if self.line is not None:
+                    self.line.finalise(self.finalised)
+            case LegEnded(reason=reason):
+                self._end(self, reason)
+
+    def _give(self, frame: Frame) -> None:
+        self._ahead = (frame.start + len(frame.samples)) / frame.rate
+        if self.line is not None and (lost := self.line.audio(frame)):
+            self._lost(lost)
+
+    # -- up --------------------------------------------------------------------------------------
 
     def told(self, event: CallEvent) -> None:
         if not self._session.over:
@@ -36,26 +106,16 @@ class SocketLeg:
             self._session.flush()
 
     def heard(self, heard: Heard) -> None:
-        if self._session.over:
-            return
-        if self.behind and self.sent - self._at(heard) < AGAIN:
-            self.behind = False
-            if not any(leg.behind for leg in self._session.legs.values()):
-                self._session.connection.release()
-        self._listened = self._at(heard)
-        self._session.media.heard(self.name, heard)
-        self._session.flush()
-
-    def _at(self, heard: Heard) -> float:
-        """How far the recogniser has listened, on the leg's own clock."""
+        session = self._session
         leg = self.line.leg if self.line is not None else None
-        return heard.at - (leg.offset if leg is not None else 0.0)
-
-    def came(self, sent: float) -> bool:
-        """So many seconds of audio have come: is that too far ahead of the recogniser?"""
-        self.sent = sent
-        self.behind = sent - self._listened > BEHIND
-        return self.behind
+        self._listened = heard.at - (leg.offset if leg is not None else 0.0)
+        if not session.over:
+            session.media.heard(self.name, heard)
+            session.flush()
+        self._pump()
+        if not self._kept and self._ahead - self._listened < AGAIN:
+            if not any(leg.behind for leg in session.legs.values()):
+                session.connection.release()
 
     def finalised(self) -> None:
         """All that was said before `LegAsked` has been told."""

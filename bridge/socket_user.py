@@ -28,7 +28,7 @@ from bridge.ingress.media_socket import (
 )
 from bridge.metrics import Metrics
 from bridge.socket_kinds import Kind, kind_of
-from bridge.socket_session import HOLD, Session, SocketLeg
+from bridge.socket_session import Session, SocketLeg
 from bridge.switchboard import Switchboard
 from bridge.tls import Certificate
 from bridge.transport.connection import Connection, StreamIngress
@@ -81,17 +81,8 @@ class SocketUser:
             return
         if type(event) is LegAudio and isinstance(session, Session):  # 50 a second and leg: first
             leg = session.legs.get(event.leg)
-            if leg is not None and leg.line is not None:
-                frame = event.frame
-                sent = (frame.start + len(frame.samples)) / frame.rate
-                began = now - sent
-                if began < leg.origin:
-                    leg.origin = began
-                lost = leg.line.audio(frame)
-                if lost:
-                    self._metrics.dropped("frames", "waiting", lost)
-                if session.kind.paced and leg.came(sent):
-                    connection.hold(now + HOLD)
+            if leg is not None:
+                leg.audio(event.frame, now)
             return
         match event:
             case Knocked():
@@ -210,8 +201,8 @@ class SocketUser:
                     leg.line.digit(digit)
             case LegAsked(name):
                 leg = session.legs.get(name)
-                if leg is not None and leg.line is not None:
-                    leg.line.finalise(leg.finalised)
+                if leg is not None:
+                    leg.then(event)
                 else:
                     session.media.finalised(name)
                     session.flush()
@@ -224,7 +215,7 @@ class SocketUser:
         What call control has said of its UUID stays, where it said more.
         """
         uuid = event.uuid or str(uuid4())
-        leg = SocketLeg(session, event.leg, now)
+        leg = SocketLeg(session, event.leg, now, self._close_line, self._frames_lost)
         try:
             if not self._switchboard.taken(uuid):  # or it would be told of somebody else's call
                 announcement = Announcement(uuid, event.call, event.leg, event.info)
@@ -257,7 +248,8 @@ class SocketUser:
         """
         if session.over or leg.line is None:
             return
-        over = leg.line.leg is not None and leg.line.leg.ended  # not for want of audio
+        ended = leg.line.leg is not None and leg.line.leg.ended
+        over = ended and leg.line.closed in ("", "engine")  # not for want of audio
         session.media.hung_up("engine" if over else "bridge")
         if not session.media.lingers:
             return self._end(session, "bridge")
@@ -267,8 +259,15 @@ class SocketUser:
 
     def _ended(self, session: Session, name: LegName, reason: str) -> None:
         leg = session.legs.pop(name, None)
-        if leg is not None and leg.line is not None:
+        if leg is not None:
+            leg.then(LegEnded(name, reason))
+
+    def _close_line(self, leg: SocketLeg, reason: str) -> None:
+        if leg.line is not None:
             self._switchboard.closed(leg.line, reason)
+
+    def _frames_lost(self, n: int) -> None:
+        self._metrics.dropped("frames", "waiting", n)
 
     # -- ends ----------------------------------------------------------------------------------
 

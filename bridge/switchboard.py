@@ -11,34 +11,28 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
 
+from bridge.admission import Admission, Gate
 from bridge.audio.resample import Bank
-from bridge.call import Call, merged, refusal
+from bridge.call import Call, lost, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
+from bridge.joining import CallIds, learn, together
+from bridge.left import LeftCalls
 from bridge.leg import Leg
 from bridge.line import SILENCE, Line, Listener
+from bridge.listening import Listening, Part
 from bridge.turns import TurnRules
-from bridge.types import Announcement, CallEvent, CallInfo, Ended, LegCounts, LegName
+from bridge.types import Announcement, CallEvent, CallInfo, Ended, LeftCall, LegCounts, LegName
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 MAX_ANNOUNCED = 10_000  # UUIDs waiting for their socket; the oldest goes first
-MAX_IDS = 10_000  # ids of calls remembered, so that none is used twice
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """Rules of [audiosocket] and [calls] that decide who gets a leg."""
-
-    mode: Literal["open", "announced"] = "open"
-    join_wait: float = 0.0  # s; 0: nobody will say more about a UUID
-    max_calls: int = 2000
-    max_seconds: float = 4 * 3600
-    announce_ttl: float = 30.0
-    keep_ended: int = 200
+__all__ = ["Admission", "Counter", "Switchboard"]
 
 
 class Counter(Protocol):
@@ -61,7 +55,11 @@ class Counter(Protocol):
 
 
 class Switchboard:
-    """All calls. `publish` gets every event of every call."""
+    """All calls. `publish` gets every event of every call.
+
+    `part(call, hang_up)` ends a line from our side, when call control has acknowledged what it was
+    told of the call. `objection()` is what the engine has against any new leg.
+    """
 
     def __init__(
         self,
@@ -74,8 +72,13 @@ class Switchboard:
         clock: Callable[[], float],
         wall: Callable[[], float],
         bank: Bank | None = None,
+        part: Part = lambda call, hang_up: hang_up(),
+        objection: Callable[[], Busy | None] = lambda: None,
         on_leg: Callable[[Call, Leg], None] = lambda call, leg: None,
+        room: Callable[[], bool] = lambda: True,
     ) -> None:
+        self.gate = Gate(admission, recogniser, objection)
+        self.listening = Listening(self.closed, part)
         self.calls: dict[str, Call] = {}
         self.ended: OrderedDict[str, Call] = OrderedDict()
         self.draining = False
@@ -89,19 +92,23 @@ class Switchboard:
         self._clock = clock
         self._wall = wall
         self._bank = bank
+        self._part = part
         self._on_leg = on_leg  # told of each leg before its first frame
+        self._room = room  # for what a call will say
+        self._left = LeftCalls()
         self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
         self._counted: dict[str, dict[LegName, Line]] = {}  # the lines of each call's legs
-        self._ids: OrderedDict[str, int] = OrderedDict()  # had events: how many calls wanted it
+        self._ids = CallIds(lambda id: id in self.calls or id in self.ended)
 
     # -- call control --------------------------------------------------------------------------
 
-    def announce(self, announcement: Announcement, now: float) -> float:
+    def announce(self, announcement: Announcement, now: float, *, reserve: bool = False) -> float:
         """What a UUID belongs to, before or after its socket. Seconds that it stays valid.
 
-        Raises ValueError for what is not a UUID or is taken, `Busy` while draining.
+        `reserve`: keep a slot for it as long. Raises ValueError for what is not a UUID or is taken,
+        `Busy` while draining, and where there is no room for a reservation.
         """
         uuid = announcement.uuid
         if not UUID_TEXT.fullmatch(uuid):
@@ -110,13 +117,16 @@ class Switchboard:
             raise Busy("draining", "the bridge is shutting down")
         if uuid in self._lines:  # late: no new call, but we know more about this one
             line, call = self._lines[uuid]
-            _learn(call, line.leg.name if line.leg else announcement.leg, announcement.info)
+            learn(call, line.leg.name if line.leg else announcement.leg, announcement.info)
+            self._listen(call, line, announcement)
             return 0.0
+        if reserve and uuid not in self._waiting:
+            self.gate.reserve(uuid, announcement.call or uuid, announcement.info)
         before = self._announced.pop(uuid, None)
         if before is not None:
-            announcement = _together(before[0], announcement)
+            announcement = together(before[0], announcement)
         while len(self._announced) >= MAX_ANNOUNCED:
-            self._announced.popitem(last=False)
+            self.gate.release(self._announced.popitem(last=False)[0])
             self._count.dropped("announcements", "full")
         self._announced[uuid] = (announcement, now + self._admission.announce_ttl)
         line_waiting = self._waiting.pop(uuid, None)
@@ -140,6 +150,14 @@ class Switchboard:
     def forget(self, uuid: str) -> None:
         """Nobody will come for this UUID any more."""
         self._announced.pop(uuid, None)
+        self.gate.release(uuid)
+
+    def withdraw(self, id: str) -> bool:
+        """Nobody will come for this UUID, or for any of this call."""
+        mine = [u for u, (told, _) in self._announced.items() if id in (u, told.call)]
+        for uuid in mine:
+            self.forget(uuid)
+        return bool(mine)
 
     def hang_up(self, call_id: str) -> bool:
         """End every line of a call from our side."""
@@ -147,9 +165,25 @@ class Switchboard:
             return False
         for line, call in list(self._lines.values()):
             if call.id == call_id:
-                line.hang_up()
                 self.closed(line, "bridge")
+                self._part(call.info, line.hang_up)
         return True
+
+    def of_channel(self, channel: str) -> list[Call]:
+        """Calls that are up and have this channel of Asterisk's, by name or unique id."""
+        extra = ("callee_channel", "callee_uniqueid")
+        return [
+            call
+            for call in self.calls.values()
+            if channel in (call.info.channel, call.info.uniqueid)
+            or channel in [call.info.extra.get(key) for key in extra]
+        ]
+
+    def left(self, calls: Iterable[LeftCall], ids: Iterable[str], until: float) -> None:
+        """Calls that another process left when it died, and the ids of those that were over."""
+        for call_id in ids:
+            self._ids.use(call_id, call_id)
+        self._left.add(calls, until)
 
     # -- lines ---------------------------------------------------------------------------------
 
@@ -168,8 +202,10 @@ class Switchboard:
         line = Line(uuid, ingress, hang_up, origin, now, counted, listener, owner)
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
-        elif uuid in self._announced or (
-            self._admission.mode == "open" and self._admission.join_wait == 0
+        elif (
+            uuid in self._announced
+            or uuid in self._left
+            or (self._admission.mode == "open" and self._admission.join_wait == 0)
         ):
             self._admit(line)
         elif self._admission.join_wait == 0:
@@ -202,8 +238,13 @@ class Switchboard:
             uuid, (_, until) = next(iter(self._announced.items()))
             if until > now:
                 break
-            del self._announced[uuid]
+            self.forget(uuid)
             self._count.dropped("announcements", "expired")
+        self.listening.expire(now)
+        for left in self._left.lost(now):
+            self._ids.use(left.info.id, left.info.id)
+            self._publish(lost(left, self._wall()))
+            self._count.call_ended("lost", left.at - left.began)
         for call in [c for c in self.calls.values() if now - c.began > self._admission.max_seconds]:
             self.hang_up(call.id)
         for line, _ in self._lines.values():
@@ -218,26 +259,33 @@ class Switchboard:
     # -- admission -----------------------------------------------------------------------------
 
     def _admit(self, line: Line) -> None:
-        announcement, _ = self._announced.pop(line.uuid, (Announcement(line.uuid), 0.0))
+        unheard = Announcement(line.uuid, leg=self._left.leg(line.uuid))
+        announcement, _ = self._announced.pop(line.uuid, (unheard, 0.0))
         call_id = announcement.call or line.uuid
         info = replace(announcement.info, id=call_id, ingress=line.ingress)
+        if announcement.listen is not None:
+            info = replace(info, listening=True)
         if self.draining:
+            self.gate.release(line.uuid)
             return self._refuse(line, "draining", info)
         call = self.calls.get(call_id)
         if call is not None and (announcement.leg in call.legs or self._foreign(call, line)):
             call = None  # that leg is over: what comes now is a call of its own
         try:
+            line.claim = self.gate.admit(line.uuid, call_id, info)
             if call is not None:
                 leg = self._add_leg(call, announcement.leg, line)
-                _learn(call, leg.name, announcement.info)
+                learn(call, leg.name, announcement.info)
             else:
                 call, leg = self._new_call(announcement.leg, line, info)
         except Busy as e:
+            self._leave(line)
             return self._refuse(line, e.reason, info)
         self._lines[line.uuid] = (line, call)
         self._counted.setdefault(call.id, {})[leg.name] = line
         self._on_leg(call, leg)
         line.attach(leg)
+        self._listen(call, line, announcement)
         if line.lost:
             self._count.dropped("events", "waiting", line.lost)
 
@@ -249,17 +297,21 @@ class Switchboard:
 
     def _new_call(self, name: LegName, line: Line, info: CallInfo) -> tuple[Call, Leg]:
         """A call with its first leg. Raises `Busy`."""
-        if len(self.calls) >= self._admission.max_calls:
-            raise Busy("limit", f"{self._admission.max_calls} calls are up")
+        left = self._left.find(info.id)
+        if left is None and not self._room():
+            raise Busy("outbox", "the outbox's file is full")
         call = Call(
-            self._named(info, line),
+            self._ids.named(info, line.uuid) if left is None else merged(left.info, info),
             publish=self._told,
             over=self._over,
             wall=self._wall,
             now=line.opened,
+            pause_digits=self._admission.pause_digits,
+            left=left,
         )
         leg = self._add_leg(call, name, line)
-        self._use(call.id, line.uuid)
+        self._left.back(call.info)
+        self._ids.use(call.id, line.uuid)
         self.calls[call.id] = call
         self._count.call_started(line.ingress)
         return call, leg
@@ -277,34 +329,20 @@ class Switchboard:
 
     def _leg_over(self, line: Line) -> None:
         """A leg has heard its last; unless its peer is gone, nobody would listen any more."""
+        self._leave(line)
+        self.listening.leg_over(line)
         if not line.closed:
             line.hang_up()
             self.closed(line, "engine")
 
-    def _named(self, info: CallInfo, line: Line) -> CallInfo:
-        """`info` with an id that no event has had; what it was to be is then ``extra["call"]``.
+    def _leave(self, line: Line) -> None:
+        claim, line.claim = line.claim, None
+        if claim is not None:
+            self.gate.leave(claim)
 
-        Events are numbered by id, refusals too: a sink that tells them apart by id and number
-        would take the second call's for the first's.
-        """
-        if not self._used(info.id):
-            return info
-        name, n = line.uuid, self._ids.get(line.uuid, 1)
-        while self._used(name):
-            n += 1
-            name = f"{line.uuid}-{n}"
-        return replace(info, id=name, extra={**info.extra, "call": info.id})
-
-    def _used(self, call_id: str) -> bool:
-        return call_id in self._ids or call_id in self.calls or call_id in self.ended
-
-    def _use(self, call_id: str, uuid: str) -> None:
-        self._ids.setdefault(call_id, 1)
-        if call_id != uuid and uuid in self._ids:  # so that the next search begins there
-            self._ids[uuid] += 1
-            self._ids.move_to_end(uuid)
-        while len(self._ids) > MAX_IDS:
-            self._ids.popitem(last=False)
+    def _listen(self, call: Call, line: Line, announcement: Announcement) -> None:
+        if announcement.listen is not None and line.leg is not None:
+            self.listening.begin(call, line.leg, line, announcement.listen)
 
     def _latency_of(self, line: Line) -> Callable[[str, float], None]:
         def observe(stage: str, end: float) -> None:
@@ -316,12 +354,13 @@ class Switchboard:
     def _refuse(self, line: Line, reason: str, info: CallInfo | None = None) -> None:
         self._count.call_refused(reason)
         line.closed = reason
-        line.hang_up()
         if reason in ("unannounced", "duplicate"):
+            line.hang_up()
             return  # guesses at UUIDs make no events, and somebody else's call is not touched
-        named = self._named(info or CallInfo(id=line.uuid, ingress=line.ingress), line)
-        self._use(named.id, line.uuid)
+        named = self._ids.named(info or CallInfo(id=line.uuid, ingress=line.ingress), line.uuid)
+        self._ids.use(named.id, line.uuid)
         self._publish(refusal(named, reason, self._wall()))
+        self._part(named, line.hang_up)
 
     def counts(self, call: Call) -> dict[str, LegCounts]:
         """What the audio of a call's legs has come to, in the engine and on the way there."""
@@ -341,11 +380,14 @@ class Switchboard:
         if isinstance(body, Ended) and (call := self.calls.get(event.call.id)) is not None:
             event = replace(event, body=replace(body, legs=self.counts(call)))
         self._publish(event)
+        self.listening.told(event)
         for name, line in self._counted.get(event.call.id, {}).items():
             if line.listener is not None and event.leg in (None, name):
                 line.listener.told(event)
 
     def _over(self, call: Call) -> None:
+        for line in self._counted.get(call.id, {}).values():
+            self._leave(line)  # of legs that were given up
         del self.calls[call.id]
         assert call.ended is not None
         self.total_ended += 1
@@ -375,29 +417,3 @@ class Switchboard:
 def _counts(leg: Leg, line: Line | None) -> LegCounts:
     counts = leg.counts()
     return counts if line is None else line.counted(counts)
-
-
-def _together(old: Announcement, new: Announcement) -> Announcement:
-    """Two announcements of one UUID (a VarSet and a UserEvent, say) know more than one."""
-    leg: LegName = new.leg if new.call or not old.call else old.leg
-    return Announcement(new.uuid, new.call or old.call, leg, merged(old.info, new.info))
-
-
-def _learn(call: Call, name: LegName, info: CallInfo) -> None:
-    """Channel fields of a call are those of its caller's leg; the other's are in `extra`.
-
-    While there is no caller's leg they are the callee's, and give way to the caller's.
-    """
-    if name == "callee" and "caller" in call.legs:
-        extra = {**info.extra, **_channel("callee", info)}
-        call.learn(CallInfo(id="", extra=extra, recording_consent=info.recording_consent))
-        return
-    known = call.info
-    moved = name == "caller" and "callee" in call.legs and info.channel not in ("", known.channel)
-    extra = _channel("callee", known) if moved else {}
-    call.learn(replace(info, extra={**extra, **info.extra}))
-
-
-def _channel(name: LegName, info: CallInfo) -> dict[str, str]:
-    own = {f"{name}_channel": info.channel, f"{name}_uniqueid": info.uniqueid}
-    return {key: value for key, value in own.items() if value}

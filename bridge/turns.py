@@ -82,7 +82,7 @@ class Turns:
         return bool(heard.words) and heard.words[-1].end > self._quiet_from + ROUNDING
 
     def finish(self, reason: str = "hangup") -> list[TranscriptEvent]:
-        """The leg is over, or its peer wants to know: whatever is still open."""
+        """The leg is over or paused, or its peer wants to know: whatever is still open."""
         events: list[TranscriptEvent] = []
         if self._open:
             events.append(self._final())

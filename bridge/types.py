@@ -39,6 +39,19 @@ class CallInfo:
     exten: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
     recording_consent: bool = False  # of all who speak, as call control says
+    listening: bool = False  # to one turn, with a dialplan that waits for it (`Listen`)
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A leg that is listened to for one turn, and hung up on then: the dialplan goes on.
+
+    `seconds` is the whole time from the leg's opening, `begin` the time in which somebody must
+    have begun to speak.
+    """
+
+    seconds: float
+    begin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,7 @@ class Announcement:
     call: str = ""
     leg: LegName = "caller"
     info: CallInfo = field(default_factory=lambda: CallInfo(id=""))
+    listen: Listen | None = None
 
 
 # -- what an ingress says -----------------------------------------------------------------------
@@ -176,8 +190,9 @@ class Final:
 class EndOfTurn:
     """The speaker has finished. `text` is the whole turn.
 
-    `reason` is ``pause``, ``hangup``, ``asked`` (the peer wanted what it had said so far), or
-    ``length`` (cut, after two minutes without a pause).
+    `reason` is ``pause``, ``hangup``, ``asked`` (the peer wanted what it had said so far),
+    ``length`` (cut, after two minutes without a pause), or ``paused`` (call control wants to hear
+    no more for a while).
     """
 
     turn: int
@@ -204,6 +219,37 @@ class Pressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """From `at` seconds on the leg is not heard; `by`: ``http``, ``ami``, ``dtmf``."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """From `at` seconds on the leg is heard again."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listened:
+    """What came of a `Listen`.
+
+    `status`: ``heard`` (a whole turn), ``timeout`` (cut while somebody spoke), ``silence`` (nobody
+    spoke), ``hangup``, ``ended`` (call control ended it), ``unavailable`` (the engine is lost).
+    `confidence` is the mean of the words', None without any.
+    """
+
+    status: str
+    text: str = ""
+    confidence: float | None = None
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LegCounts:
     """What one leg's audio came to. `lost` and `dropped` are what nobody heard.
 
@@ -225,6 +271,7 @@ class LegCounts:
     packets_foreign: int = 0
     jitter: float = 0.0  # seconds, RFC 3550 A.8
     concealed: float = 0.0  # seconds of audio that nobody sent
+    paused: float = 0.0  # seconds that call control wanted nobody to hear
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +288,26 @@ class Refused:
     """A call that was not taken, told at once. Its only event.
 
     `reason` is one of ``busy`` (no free slot), ``overload`` (a slot, but steps of the engine take
-    too long already), ``draining``, ``limit`` (calls.max), ``unannounced``, ``not ready``.
+    too long already), ``draining``, ``limit`` (calls.max), ``limit:NAME`` (a [[limit]]),
+    ``unannounced``, ``not ready``, ``outbox`` (its file is full).
     """
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftCall:
+    """A call whose process is gone, and that may go on in another one.
+
+    `next` is the number of its next event, `turns` the last turn of each leg (-1: it had none).
+    `began`, and `at` of its last event, are Unix time.
+    """
+
+    info: CallInfo
+    next: int
+    began: float
+    at: float
+    turns: Mapping[LegName, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +332,9 @@ class RuleFired:
     webhook: str = ""
 
 
-EventBody: TypeAlias = Started | TranscriptEvent | Pressed | Ended | Refused | RuleFired
+EventBody: TypeAlias = (
+    Started | TranscriptEvent | Pressed | Paused | Resumed | Listened | Ended | Refused | RuleFired
+)
 
 
 @dataclass(frozen=True, slots=True)

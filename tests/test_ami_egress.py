@@ -26,9 +26,12 @@ from bridge.types import (
     EventBody,
     Final,
     LegName,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     RuleFired,
     Started,
     Word,
@@ -43,11 +46,17 @@ EVERY: list[EventBody] = [
     FINAL,
     EndOfTurn(2, "hello there", 0.5, 1.456, "pause"),
     Pressed("#", 3.25),
+    Paused(1.0, "ami"),
+    Resumed(2.0, "http"),
+    Listened("heard", "yes", 0.9, "en"),
     Ended("hangup", 12.0, {}),
     Refused("not ready"),
     RuleFired("operator", "redirect", "failed", "no right", 2, 4, "there", "there", WORDS[1:]),
 ]
-TYPES = ["started", "partial", "final", "turn", "dtmf", "ended", "refused", "rule"]
+TYPES = [
+    "started", "partial", "final", "turn", "dtmf", "paused", "resumed", "listened", "ended",
+    "refused", "rule",
+]  # fmt: skip
 
 
 def event(
@@ -118,12 +127,12 @@ def test_other_events_leave_out_what_they_do_not_have() -> None:
     assert told(EVERY[3]) == {"CallID": "c-1", "Seq": "5", **turn, "Reason": "pause"}
     dtmf = {"Type": "dtmf", "Start": "3.25", "Digit": "#"}
     assert told(Pressed("#", 3.25)) == {"CallID": "c-1", "Seq": "5", **dtmf}
-    assert told(EVERY[5])["Reason"] == "hangup"
-    assert told(EVERY[6])["Reason"] == "not ready"
+    assert told(EVERY[8])["Reason"] == "hangup"
+    assert told(EVERY[9])["Reason"] == "not ready"
     rule = {"Rule": "operator", "Rule-Action": "redirect", "Outcome": "failed", "Matched": "there"}
     times = {"Turn": "2", "Type": "rule", "Start": "1.00", "End": "1.46", "Confidence": "0.50"}
     reason = {"Reason": "no right", "Text": "there"}
-    assert told(EVERY[7]) == {"CallID": "c-1", "Seq": "5", **times, **rule, **reason}
+    assert told(EVERY[10]) == {"CallID": "c-1", "Seq": "5", **times, **rule, **reason}
     assert "Start" not in told(Partial(1, "", ()))
 
 
@@ -241,6 +250,68 @@ async def test_what_may_pass_is_raised_to_be_tried_again(which: str) -> None:
 async def test_action_ids_differ_by_call_seq_and_purpose() -> None:
     ids = [action_id for _, _, action_id in await sent(FINAL)]
     assert ids == ["callscribe-c-1-5-CALLSCRIBE_TEXT", "callscribe-c-1-5"]
+
+
+# -- for a dialplan that waits --------------------------------------------------------------------
+
+LISTENS = CallInfo("c-1", channel="PJSIP/a-1", listening=True)
+
+
+async def sent_to_who_listens(body: EventBody) -> list[tuple[str, dict[str, str]]]:
+    link = RecordingLink()
+    await AmiEgress(link, settings()).deliver(event(body, LISTENS))
+    return [(name, dict(headers)) for name, headers, _ in link.sent]
+
+
+async def test_a_dialplan_that_listens_has_its_variables_once_the_status_last() -> None:
+    """What else the call's events would set could meet the next time that it listens."""
+    for body in EVERY:
+        if not isinstance(body, Listened | Refused):
+            assert {name for name, _ in await sent_to_who_listens(body)} <= {"UserEvent"}, body
+    found = await sent_to_who_listens(Listened("heard", "yes, $(id)", 0.876, "en"))
+    values = [(h["Variable"], h["Value"]) for name, h in found if name == "Setvar"]
+    assert values == [
+        ("CALLSCRIBE_TEXT", "yes id"),
+        ("CALLSCRIBE_CONFIDENCE", "0.88"),
+        ("CALLSCRIBE_LANGUAGE", "en"),
+        ("CALLSCRIBE_STATUS", "heard"),
+    ]
+    nothing = await sent_to_who_listens(Listened("silence"))
+    assert [h["Value"] for n, h in nothing if n == "Setvar"] == ["", "", "", "silence"]
+
+
+async def test_a_refusal_by_a_limit_names_it() -> None:
+    (_, setvar), _ = await sent_to_who_listens(Refused("limit:my,limit"))
+    assert setvar["Value"] == "refused:limit:my limit"
+
+
+async def test_who_waits_is_told_when_all_is_acknowledged() -> None:
+    order: list[str] = []
+
+    class Link(RecordingLink):
+        async def action(
+            self, name: str, headers: Sequence[tuple[str, str]], *, action_id: str | None = None
+        ) -> Mapping[str, str]:
+            await asyncio.sleep(0)
+            order.append(name)
+            return await super().action(name, headers, action_id=action_id)
+
+    egress = AmiEgress(Link(), settings(), told=lambda event: order.append("told"))
+    await egress.deliver(event(Listened("heard"), LISTENS))
+    assert order == ["Setvar"] * 4 + ["told", "UserEvent"]
+
+
+async def test_nobody_is_told_of_what_was_not_set_and_nothing_is_set_in_vain() -> None:
+    told: list[CallEvent] = []
+    broken = RecordingLink(Setvar=DeliveryError("AMI is down"))
+    egress = AmiEgress(broken, settings(), told=told.append)
+    with pytest.raises(DeliveryError):
+        await egress.deliver(event(Listened("heard"), LISTENS))
+    assert told == []
+    link = RecordingLink()
+    late = AmiEgress(link, settings(), wanted=lambda event: False, told=told.append)
+    await late.deliver(event(Listened("heard"), LISTENS))
+    assert ([name for name, _, _ in link.sent], len(told)) == (["UserEvent"], 1)
 
 
 # -- over the wire --------------------------------------------------------------------------------

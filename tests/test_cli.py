@@ -24,12 +24,12 @@ def status_of(*args: str) -> int:
 def test_help_names_the_commands_and_hides_the_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("--help") == 0
     out = capsys.readouterr().out
-    for name in ("serve", "demo", "call", "doctor", "bench", "webhook"):
+    for name in ("serve", "demo", "call", "doctor", "bench", "outbox", "webhook"):
         assert f"    {name} " in out
     assert "worker" not in out
 
 
-@pytest.mark.parametrize("name", ["serve", "demo", "call", "doctor", "bench", "webhook"])
+@pytest.mark.parametrize("name", ["serve", "demo", "call", "doctor", "bench", "outbox", "webhook"])
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(name, "--help") == 0
     assert f"usage: callscribe {name}" in capsys.readouterr().out

@@ -9,9 +9,15 @@ import json
 import msgpack
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame
+from websockets.uri import parse_uri
 
+from bridge.ingress.media_socket import Opening, SocketRules
+from bridge.ingress.plain import Plain
 from bridge.socket_kinds import PROTOCOLS, kind_of
+from bridge.transport.websocket import Knocked, WebSocket
 from tests.clients import float32, pcm16
 from tests.sockets import PATIENCE, bridge
 from tests.waiting import until
@@ -41,6 +47,26 @@ BEGIN: dict[str, list[str | bytes]] = {
 def test_every_protocol_of_a_client_is_here() -> None:
     kinds = {kind.name for kind in PROTOCOLS.values() if kind.paced}
     assert {kind.name for p in BEGIN if (kind := kind_of(p.partition("?")[0]))} == kinds
+
+
+def test_an_answer_waits_for_nothing() -> None:
+    """It is sent when its question has been read, not when something else happens."""
+    client = ClientProtocol(parse_uri("ws://127.0.0.1/"))
+    client.send_request(client.connect())
+    ws = WebSocket(1000, 0.0)
+    (knocked,) = ws.receive(b"".join(client.data_to_send()), 0.0)
+    assert isinstance(knocked, Knocked)
+    plain = Plain(Opening(), SocketRules(), 0.0)
+    ws.accept(plain, 0.0)
+    ws.expire(0.0)  # its leg begins
+    client.receive_data(b"".join(ws.data_to_send()))
+    assert ws.next_at > 0
+    client.send_text(b"{")
+    ws.receive(b"".join(client.data_to_send()), 0.1)
+    assert ws.next_at == 0
+    client.receive_data(b"".join(ws.data_to_send()))
+    frame = client.events_received()[-1]
+    assert isinstance(frame, Frame) and b'"error"' in bytes(frame.data)
 
 
 async def begin(ws: ClientConnection, path: str) -> None:

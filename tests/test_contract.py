@@ -16,9 +16,12 @@ from bridge.types import (
     Final,
     LegCounts,
     LegName,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     RuleFired,
     Started,
     TranscriptEvent,
@@ -61,6 +64,15 @@ def data(body: EventBody, leg: LegName | None = "caller") -> dict[str, object]:
     common = {"call_id": CALL.id, "seq": 7, "leg": leg} | ABOUT
     assert {key: found.pop(key) for key in common} == common
     return found
+
+
+def test_pauses_and_what_a_dialplan_heard() -> None:
+    assert data(Paused(1.23456, "dtmf")) == {"start": 1.235, "by": "dtmf"}
+    assert data(Resumed(2.0, "http")) == {"start": 2.0, "by": "http"}
+    assert data(Listened("heard", "a, b", 0.91234, "en")) == {
+        "status": "heard", "text": "a, b", "confidence": 0.912, "language": "en",
+    }  # fmt: skip
+    assert data(Listened("silence"))["confidence"] is None
 
 
 @pytest.mark.parametrize("kind", [Partial, Final])
@@ -123,7 +135,7 @@ def test_a_rule_says_what_was_heard_and_what_came_of_it() -> None:
 
 
 def test_an_end_counts_each_leg() -> None:
-    counts = LegCounts(12.34567, 617, 20, 0.0201, 154, 1, 2, 3, 4, 5, 6, 0.00349, 0.0401)
+    counts = LegCounts(12.34567, 617, 20, 0.0201, 154, 1, 2, 3, 4, 5, 6, 0.00349, 0.0401, 1.25)
     assert data(Ended("hangup", 12.5, {"caller": counts, "callee": LegCounts()}), None) == {
         "reason": "hangup",
         "seconds": 12.5,
@@ -142,6 +154,7 @@ def test_an_end_counts_each_leg() -> None:
                 "packets_foreign": 6,
                 "jitter": 0.003,
                 "concealed": 0.04,
+                "paused": 1.25,
             },
             "callee": {
                 "seconds": 0.0,
@@ -157,6 +170,7 @@ def test_an_end_counts_each_leg() -> None:
                 "packets_foreign": 0,
                 "jitter": 0.0,
                 "concealed": 0.0,
+                "paused": 0.0,
             },
         },
     }

@@ -198,6 +198,17 @@ def test_the_service_reads_its_settings_as_a_credential():
     assert unit.one("Service", "LimitNOFILE") == "65536"
 
 
+def test_the_service_keeps_what_waits(monkeypatch):
+    unit = Unit("callscribe.service")
+    assert unit.one("Service", "StateDirectory") == "callscribe"
+    assert unit.one("Service", "StateDirectoryMode") == "0700"
+    [value] = [v for v in unit.values["Service", "Environment"] if v.startswith("BRIDGE_")]
+    monkeypatch.setenv(*value.split("=", 1))
+    assert config.load(DEPLOYMENT / "bridge.toml").outbox.path == "/var/lib/callscribe/outbox.db"
+    monkeypatch.setenv("BRIDGE_OUTBOX__PATH", "")  # credentials.env wins over Environment=
+    assert config.load(DEPLOYMENT / "bridge.toml").outbox.path == ""
+
+
 def systemd_analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")

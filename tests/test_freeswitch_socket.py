@@ -95,6 +95,13 @@ def test_metadata_that_is_no_object_is_kept_as_it_is(text: bytes) -> None:
     assert audio(media.binary(b"\x01\x00", 0.2)) == [("caller", 8000, [1])]
 
 
+def test_metadata_of_other_types_costs_the_connection() -> None:
+    with pytest.raises(SocketError, match="mix: expected"):
+        opened().text(b'{"mix": {}}', 0.1)
+    with pytest.raises(SocketError, match="rate: expected"):
+        opened().text(b'{"rate": [8000]}', 0.1)
+
+
 def test_text_during_a_call_is_a_digit_or_somebody_elses() -> None:
     media = opened()
     media.text(b"{}", 0.1)
@@ -153,6 +160,16 @@ def test_each_module_is_answered_in_its_own_form() -> None:
     turn = CallEvent(CallInfo("c"), 4, 0.0, "caller", EndOfTurn(0, "x", 0, 1, "pause"))
     (forced,) = replies(opened({"reply": "fork"}), turn)
     assert forced["type"] == "transcription"
+
+
+@pytest.mark.parametrize(("reply", "kind"), [("fork", "error"), ("stream", "call.refused")])
+def test_a_refusal_is_told_before_the_goodbye(reply: str, kind: str) -> None:
+    media = opened({"reply": reply})
+    media.binary(bytes(4), 0.1)
+    media.refused("caller", "busy")
+    (told,) = [json.loads(message) for message in media.messages()]
+    assert told["type"] == kind and "busy" in str(told["data"])
+    assert media.goodbye == (1013, "the call was not taken: busy")
 
 
 def test_a_text_without_utf8_is_said_all_the_same() -> None:

@@ -30,7 +30,7 @@ from bridge.http.app import Health, HttpServer, Limits, make_app
 from bridge.http.listener import Connection
 from bridge.media import MediaAddress, MediaRequest, SrtpKey
 from bridge.metrics import Metrics
-from bridge.types import Announcement, CallInfo
+from bridge.types import Announcement, CallInfo, LegName
 
 UUID = "40325ec2-5efd-4bd3-805f-53576e581d13"
 TOKEN = "correct horse battery staple"
@@ -48,6 +48,7 @@ class FakeService:
         self.announced: list[Announcement] = []
         self.requested: list[MediaRequest] = []
         self.hung_up: list[str] = []
+        self.paused: list[tuple[str, str | None, bool]] = []
         self.tapped: list[tuple[str, str, str | None]] = []
         self.error: Exception | None = None
         self.answer: SrtpKey | None = None  # of our own
@@ -89,6 +90,15 @@ class FakeService:
             raise self.error
         self.tapped.append((channel, call, leg))
         return call or "made-up"
+
+    def pause(self, id: str, leg: LegName | None, *, resume: bool) -> dict[str, bool] | None:
+        self.paused.append((id, leg, resume))
+        return {"caller": not resume} if id == UUID else None
+
+    def listened(self, id: str, *, plain: bool) -> dict[str, object] | None:
+        text = "a b" if plain else "a, b"
+        found = {"status": "heard", "confidence": 0.93, "language": "en", "text": text}
+        return dict(found) if id == UUID else None
 
     def hang_up(self, id: str) -> bool:
         self.hung_up.append(id)
@@ -157,6 +167,7 @@ async def serving(
 
 DRAINING = replace(GOOD, ready=False, reasons=("draining",))
 STARTING = replace(GOOD, ready=False, started=False, reasons=("the engine is loading",))
+NO_DISK = replace(GOOD, checks={"outbox": "failing: the disk is full"})
 DEAD = replace(GOOD, ready=False, live=False, reasons=("the loop hangs",))
 
 
@@ -169,6 +180,16 @@ DEAD = replace(GOOD, ready=False, live=False, reasons=("the loop hangs",))
         ("/health/live", DEAD, 503, {"live": False}),
         ("/readyz", GOOD, 200, {"ready": True, "reasons": []}),
         ("/readyz", DRAINING, 503, {"ready": False, "reasons": ["draining"]}),
+        (
+            "/readyz",
+            NO_DISK,
+            200,
+            {
+                "ready": True,
+                "reasons": [],
+                "warnings": ["outbox: failing: the disk is full"],
+            },
+        ),
         ("/health/ready", DRAINING, 503, {"ready": False, "reasons": ["draining"]}),
         ("/health/startup", STARTING, 503, {"started": False}),
         ("/health/startup", DRAINING, 200, {"started": True}),
@@ -404,7 +425,8 @@ async def test_announce() -> None:
     }
     async with serving(service, token=TOKEN) as client:
         status, answer, _ = await client.ask("POST", "/calls", json=body, headers=BEARER)
-    expected = {"uuid": UUID, "call": "asterisk-1700000000.12", "leg": "callee", "expires_in": 30.0}
+    call = "asterisk-1700000000.12"
+    expected = {"uuid": UUID, "call": call, "leg": "callee", "reserved": True, "expires_in": 30.0}
     assert (status, answer) == (201, expected)
     info = CallInfo(
         id="",
@@ -432,13 +454,14 @@ async def test_announce_makes_a_uuid_that_nobody_can_guess() -> None:
         "uuid": str(made[0]),
         "call": str(made[0]),
         "leg": "caller",
+        "reserved": True,
         "expires_in": 30.0,
     }
 
 
 KEYS = (
     "uuid, call, leg, channel, uniqueid, linkedid, caller, callee, extra, recording_consent, "
-    "media, tap"
+    "listen, media, tap"
 )
 BAD: list[tuple[bytes, str]] = [
     (b"", 'the body is not JSON, for example {"leg": "caller"}'),
@@ -557,7 +580,8 @@ async def test_an_announcement_that_cannot_be_taken(
     service.error = error
     async with serving(service, token=TOKEN) as client:
         got, body, headers = await client.ask("POST", "/calls", json={}, headers=BEARER)
-    assert (got, body) == (status, {"error": sentence})
+    why = {"reason": error.reason} if isinstance(error, Busy) else {}
+    assert (got, body) == (status, {"error": sentence, **why})
     assert headers.get("Retry-After") == ("5" if status == 503 else None)
 
 

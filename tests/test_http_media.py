@@ -53,6 +53,7 @@ async def test_a_port_is_asked_for_and_told() -> None:
             "uuid": UUID,
             "call": "c-1",
             "leg": "callee",
+            "reserved": True,
             "expires_in": 30.0,
             "media": {
                 "type": "rtp",
@@ -86,7 +87,7 @@ async def test_without_media_nothing_is_different() -> None:
     async with serving(service, token=TOKEN) as client:
         status, answer, _ = await client.ask("POST", "/calls", json={"uuid": UUID}, headers=BEARER)
     assert (status, answer) == (
-        201, {"uuid": UUID, "call": UUID, "leg": "caller", "expires_in": 30.0},
+        201, {"uuid": UUID, "call": UUID, "leg": "caller", "reserved": True, "expires_in": 30.0},
     )  # fmt: skip
     assert service.requested == []
 
@@ -106,7 +107,8 @@ async def test_a_port_that_cannot_be_had_is_said_why(error: Exception, status: i
         found, answer, _ = await client.ask(
             "POST", "/calls", json={"media": {"type": "rtp"}}, headers=BEARER
         )
-    assert (found, answer) == (status, {"error": str(error)})
+    why = {"reason": error.reason} if isinstance(error, Busy) else {}
+    assert (found, answer) == (status, {"error": str(error), **why})
 
 
 async def test_nobody_opens_a_port_without_the_token() -> None:

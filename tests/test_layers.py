@@ -19,6 +19,7 @@ AUTH = f"{PURE} bridge.addresses bridge.config bridge.config_auth"
 
 ASSEMBLY = """
     __main__
+    ami_user
     audiosocket_user
     bench.*
     cli
@@ -27,6 +28,8 @@ ASSEMBLY = """
     desk
     doctor
     doctor_*
+    outbox_command
+    outbox_file
     redacting
     rtp_stream
     rtp_taps
@@ -39,6 +42,7 @@ ASSEMBLY = """
     supervisor
     taps
     unicast
+    webhook_command
     worker
 """
 
@@ -62,11 +66,17 @@ OURS: dict[str, str] = {
     "bridge.ingress.*": f"{PURE} bridge.audio.*",
     "bridge.engine.slots": PURE,
     "bridge.engine.words": PURE,
+    "bridge.pausing": PURE,
+    "bridge.admission": PURE,
     "bridge.silence": "",
-    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.silence",
+    "bridge.leg": f"{PURE} bridge.audio.* {TURNS} bridge.pausing bridge.silence",
     "bridge.call": f"{PURE} bridge.audio.* {TURNS} bridge.leg",
-    "bridge.line": "bridge.types bridge.leg",
-    "bridge.switchboard": f"{CALLS} bridge.line",
+    "bridge.left": "bridge.types",
+    "bridge.line": "bridge.types bridge.leg bridge.admission",
+    "bridge.listening": f"{CALLS} bridge.line",
+    "bridge.joining": CALLS,
+    "bridge.switchboard": f"{CALLS} bridge.line bridge.left bridge.admission "
+    "bridge.joining bridge.listening",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
     "bridge.rules_text": "",
@@ -75,11 +85,14 @@ OURS: dict[str, str] = {
     "bridge.config_rules": "bridge.config_fields bridge.rules_text",
     "bridge.rules_actions": f"{PURE} bridge.config_rules bridge.rules_types bridge.egress.ami",
     "bridge.config_media": "bridge.config_fields",
+    "bridge.config_limits": "bridge.config_fields",
     "bridge.config_auth": "bridge.config_fields",
     "bridge.config_websocket": "bridge.config_fields bridge.config_auth",
     "bridge.config_control": "bridge.config_fields bridge.egress.signature bridge.redact.kinds",
     "bridge.config_recording": "bridge.config_fields bridge.redact.kinds",
+    "bridge.config_outbox": "bridge.config_fields",
     "bridge.config": "bridge.errors bridge.config_*",
+    "bridge.farewell": "bridge.types",
     "bridge.logs": "bridge.config",
     "bridge.load": "",
     "bridge.metrics": "bridge bridge.load",
@@ -128,8 +141,11 @@ OURS: dict[str, str] = {
 }  # fmt: skip
 
 PURE_MODULES = """
+    "bridge.left":
+    "bridge.types",
     bridge.accuracy
     bridge.addresses
+    bridge.admission
     bridge.audio.*
     bridge.auth
     bridge.auth_credentials
@@ -159,10 +175,14 @@ PURE_MODULES = """
     bridge.errors
     bridge.ingress.*
     bridge.interfaces
+    bridge.joining
     bridge.leg
     bridge.line
+    bridge.listening
     bridge.load
+    bridge.pausing
     bridge.pbx.ami_consent
+    bridge.pbx.ami_pause
     bridge.pbx.ami_tap
     bridge.pbx.ami_text
     bridge.pbx.ari_calls
@@ -201,8 +221,8 @@ OWNERS = {
     "prometheus_client": "bridge.metrics",
     "pocketsphinx": "bridge.engine.pocketsphinx_worker",
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.
-    "aiohttp": "bridge.egress.webhook bridge.http.* bridge.pbx.ari_http bridge.auth_keys "
-    "bridge.doctor*",
+    "aiohttp": "bridge.egress.webhook bridge.egress.resolver bridge.http.* bridge.pbx.ari_http "
+    "bridge.auth_keys bridge.doctor*",
     "jwt": "bridge.auth_jwt",
     "cryptography": "bridge.auth_jwt bridge.tls",  # keys; certificates
     "uvloop": "bridge.worker",

@@ -76,6 +76,7 @@ class Sink:
         self.broken: list[str] = []
         self.most = 0
         self.closed = 0
+        self.again = False  # after a crash an event may come that has come before
 
     async def start(self) -> None: ...
 
@@ -86,7 +87,10 @@ class Sink:
         call = event.call.id
         if call in self.flying:  # an assertion here would be one more failure to try again after
             self.broken.append(f"two events of call {call} at once")
-        if event.seq - event.gap_before - 1 != self.last.get(call, -1):
+        before = event.seq - event.gap_before - 1
+        if before > self.last.get(call, -1) or (
+            before < self.last.get(call, -1) and not self.again
+        ):
             self.broken.append(f"{event.seq} - {event.gap_before} after {self.last.get(call)}")
         self.flying[call] = event
         self.most = max(self.most, len(self.flying))
@@ -308,6 +312,20 @@ async def test_partials_expire() -> None:
         assert [(e.seq, e.gap_before) for e in sink.taken] == [(0, 0), (2, 1), (3, 0)]
 
 
+async def test_a_partial_that_expires_as_its_call_ends_does_not_take_the_end_with_it() -> None:
+    sink = Held()
+    async with Line(sink, concurrency=1) as line:
+        line.put(Started(), call="busy")
+        await settle()
+        line.put(partial())
+        line.time.now += PARTIAL_TTL  # and nobody has looked yet
+        line.put(END)
+        assert line.outbox.calls == 2 and line.counters == {"expired": 1}
+        await sink.say("busy")
+        await sink.say("a")
+        assert sink.taken[-1].body == END and line.outbox.calls == 1
+
+
 async def test_a_partial_that_fails_holds_up_its_call_until_it_expires_at_most() -> None:
     sink = Sink(lambda event: down(event) if isinstance(event.body, Partial) else None)
     async with Line(sink) as line:
@@ -327,14 +345,30 @@ async def test_a_lonely_failing_event_follows_the_schedule() -> None:
     sink = Sink(down)
     async with Line(sink) as line:
         line.put(final())
-        await line.time.advance(sum(SCHEDULE) + 3600)
+        await line.time.advance(sum(SCHEDULE) - 1)
         waits = [b - a for a, b in zip(sink.times, sink.times[1:], strict=False)]
-        assert waits == [0, 1, 5, 30, 120, 300, 900, 1800, 3600, 3600]
-        assert line.counters == {"retries": 10}
+        hours = [1, 2, 5, 10, 14, 20]
+        assert waits == [0, 1, 5, 30, 120, 300, 900, 1800, *(hour * 3600 for hour in hours)]
+        assert line.counters == {"retries": 14}
         sink.answer = lambda event: None
         line.put(END)
-        await line.time.advance(3600)
+        await line.time.advance(1)
         assert sink.seqs == [0, 1] and line.outbox.state == "ok"
+
+
+async def test_after_three_days_an_event_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    assert 74 * 3600 < sum(SCHEDULE) < 76 * 3600
+    sink = Sink(down)
+    async with Line(sink) as line:
+        line.put(final())
+        await line.time.advance(sum(SCHEDULE))
+        assert line.counters == {"retries": 15, "failed_permanent": 1} and line.outbox.queued == 0
+        assert "event 0 of call 'a' is given up: example.net answered 500" in caplog.text
+        sink.answer = lambda event: None
+        line.put(END)
+        await settle()
+        await line.time.advance(PROBE)
+        assert [(e.seq, e.gap_before) for e in sink.taken] == [(1, 1)]
 
 
 async def test_jitter_spreads_the_waits() -> None:

@@ -32,9 +32,28 @@ def test_a_call_is_forgotten_when_it_is_over_and_nothing_is_left() -> None:
     backlog = pending.backlog("a")
     pending.remove(backlog, last)
     assert pending.find("a") is backlog  # more may come
+    assert not pending.tidy(backlog)
     backlog.over = True
-    pending.tidy(backlog)
+    assert pending.tidy(backlog)
     assert pending.find("a") is None and pending.calls == 0
+
+
+def test_a_call_with_rows_on_the_disk_is_not_forgotten() -> None:
+    pending = Pending()
+    backlog = pending.backlog("a")
+    backlog.over, backlog.disk = True, 1
+    assert not pending.tidy(backlog)
+    backlog.disk, backlog.loading = 0, True
+    assert not pending.tidy(backlog)
+    backlog.loading = False
+    assert pending.tidy(backlog)
+
+
+def test_a_row_that_comes_late_takes_its_place() -> None:
+    pending = Pending()
+    rows = [row(Final(0, "", ()), seq) for seq in (5, 2, 9, 3)]
+    add(pending, *rows)
+    assert list(pending.backlog("a").rows) == [2, 3, 5, 9]
 
 
 def test_victims_by_rank_then_age_and_never_flying() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from bridge.engine.tones import TonesModel
 from bridge.ingress.media_socket import LegAsked, LegAudio, LegBegan, LegEnded
 from bridge.ingress.pcm import Pcm, from_floats, from_list
 from bridge.ingress.plain import Plain, credentials
-from bridge.types import Heard, Refused
+from bridge.socket_session import SocketLeg
+from bridge.types import Frame, Heard, Refused
 from tests.clients import ByHand, float32, mutated, pcm16, said_at_random, survives
 from tests.sockets import PATIENCE, bridge, pieces, said
 from tests.waiting import until
@@ -82,14 +83,24 @@ async def test_who_stops_sending_gets_the_last_words() -> None:
 async def test_a_recording_faster_than_real_time_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twelve seconds at once, to an engine of six times real time: the client is made to wait."""
-    step = TonesModel.step
+    """Twelve seconds at once, to an engine that has stopped until its client is made to wait."""
+    step, waits = TonesModel.step, threading.Event()
 
     def slow(model: TonesModel) -> dict[int, Heard]:
-        time.sleep(0.013)  # on the engine's thread
+        waits.wait(PATIENCE)  # on the engine's thread
         return step(model)
 
+    kept: list[int] = []
+    audio = SocketLeg.audio
+
+    def watched(leg: SocketLeg, frame: Frame, now: float) -> None:
+        audio(leg, frame, now)
+        kept.append(len(leg._kept))
+        if leg.behind:
+            waits.set()
+
     monkeypatch.setattr(TonesModel, "step", slow)
+    monkeypatch.setattr(SocketLeg, "audio", watched)
     words = [n % 256 for n in range(30)]
     engine = {"kind": "tones", "slots": 2, "queue_seconds": 4}
     async with bridge(engine=engine) as b, connect(b.url) as ws:
@@ -99,6 +110,23 @@ async def test_a_recording_faster_than_real_time_loses_nothing(
         await ws.send('{"type":"end"}')
         assert texts(await listening, "word") == said(words)
         await b.over()
+        assert b.server.switchboard.totals["blocks_dropped"] == 0
+    assert 0 < max(kept) <= 3  # seconds: a message or so, the others are still the client's
+
+
+@pytest.mark.parametrize("end", ['{"type":"end"}', None])
+async def test_a_recording_in_one_message_loses_nothing(end: str | None) -> None:
+    """More than the leg's queue holds; also where the client is gone before it was heard."""
+    words = list(range(40))
+    engine = {"kind": "tones", "slots": 2, "queue_seconds": 4}
+    async with bridge(engine=engine) as b:
+        async with connect(b.url) as ws:
+            await ws.send(pcm16(words)[:900_000])
+            if end is not None:
+                await ws.send(end)
+                assert texts(await until_ended(ws), "final") == said(words)
+        await b.over()
+        assert b.sink.words() == said(words)
         assert b.server.switchboard.totals["blocks_dropped"] == 0
 
 
@@ -152,9 +180,25 @@ def test_it_begins_at_once_and_waits_two_minutes() -> None:
     assert hand.it.goodbye == (1000, "nothing came for 120 seconds")
 
 
+def test_a_client_that_we_keep_waiting_has_not_stopped() -> None:
+    """Nothing is read from it meanwhile; a turn that ended there would cut a word in two."""
+    hand = ByHand(Plain)
+    hand.binary(bytes(480_000))  # ten seconds
+    for _ in range(200):  # the engine is away
+        assert hand.wait(1.0) == []
+    hand.hear(at=9.9)
+    assert hand.wait(0.9) == []
+    hand.binary(bytes(48_000))
+    hand.hear(at=10.8)
+    assert hand.wait(0.9) == []
+    assert hand.wait(0.1) == [LegAsked("caller")]
+
+
 def test_a_leg_whose_last_words_never_come_is_not_waited_for() -> None:
     hand = ByHand(Plain)
     hand.text({"type": "end"})
+    hand.wait(29)
+    hand.hear(at=1.0)
     hand.wait(29)
     assert hand.it.goodbye is None
     hand.wait(1)

@@ -4,8 +4,9 @@ from bridge.egress.retry import PROBE, SCHEDULE, TRIP, Breaker, backoff
 
 
 def test_the_schedule_ends_in_its_last_delay() -> None:
-    waits = [backoff(SCHEDULE, attempts, 0.5) for attempts in range(1, 12)]
-    assert waits == [0, 1, 5, 30, 120, 300, 900, 1800, 3600, 3600, 3600]
+    waits = [backoff(SCHEDULE, attempts, 0.5) for attempts in range(1, 18)]
+    hours = [1, 2, 5, 10, 14, 20, 22, 22, 22]
+    assert waits == [0, 1, 5, 30, 120, 300, 900, 1800, *(hour * 3600 for hour in hours)]
 
 
 def test_jitter_is_a_quarter_either_way() -> None:

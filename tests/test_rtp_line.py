@@ -582,20 +582,23 @@ async def test_nobody_is_heard_until_it_is_said_who_sends(start: Start) -> None:
 # -- how calls begin and end -------------------------------------------------------------------
 
 
-async def test_a_leg_takes_a_slot_with_its_first_packet_not_before(start: Start) -> None:
+async def test_a_leg_takes_its_slot_with_its_first_packet_and_has_it_reserved_before(
+    start: Start,
+) -> None:
     bridge = await start(engine={"kind": "tones", "slots": 1})
     first, second = bridge.peer(), bridge.peer()
     one, _ = bridge.announce(first)
-    two, _ = bridge.announce(second)
+    with pytest.raises(Busy, match="1 are kept for others"):
+        bridge.announce(second)
+    assert len(bridge.server.rtp.ports) == 1  # type: ignore[union-attr]
     assert bridge.server.recogniser.used == 0
-    await bridge.said(second, two, [2])
-    first.speak(encode([1]))
+    await bridge.said(first, one, [1])
+    assert (bridge.server.recogniser.used, bridge.server.switchboard.gate.reserved) == (1, 0)
+    first.bye()
     await bridge.over(one)
-    (event,) = bridge.sink.of(one)
-    assert event.body == Refused("busy")
-    second.bye()
-    await bridge.over(two)
-    assert [w.text for w in bridge.sink.words(two)] == ["w002"]
+    assert [w.text for w in bridge.sink.words(one)] == ["w001"]
+    two, _ = bridge.announce(second)
+    await bridge.said(second, two, [2])
 
 
 async def test_a_port_nobody_comes_to_is_closed_and_forgotten(start: Start) -> None:

@@ -121,14 +121,15 @@ async def begin() -> AsyncIterator[Begin]:
         wait: bool = True,
         **sections: Mapping[str, object],
     ) -> Up:
-        given: dict[str, dict[str, object]] = {
+        given: dict[str, Any] = {
             "engine": {"kind": "tones", "slots": 8},
             "audiosocket": {"keepalive": "off"},
             "http": {"token": "a secret word"},
             "service": {"drain_timeout": 5.0},
         }
         for name, keys in sections.items():
-            given[name] = {**given.get(name, {}), **keys}
+            tables = isinstance(keys, list)  # [[limit]]
+            given[name] = keys if tables else {**given.get(name, {}), **keys}
         sink = Sink()
         local = Address("127.0.0.1", 0)
         sockets = open_all({"audiosocket": local, "http": local})

@@ -119,10 +119,12 @@ async def test_cancel_says_nothing_more() -> None:
 
 
 async def test_sessions_at_once_have_their_own_words() -> None:
+    audio = [pieces(pcm16([n, n + 100], 16000), 6400) for n in range(20)]
+
     async def one(url: str, n: int) -> str:
         async with connect(f"{url}/ws/stt") as ws:
             await say(ws, start(f"s-{n}"))
-            for piece in pieces(pcm16([n, n + 100], 16000), 6400):
+            for piece in audio[n]:
                 await ws.send(piece)
             await say(ws, "end_session")
             return " ".join(m["text"] for m in of(await heard(ws), "final_transcript"))

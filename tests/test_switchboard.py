@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bridge import joining
 from bridge import line as line_module
 from bridge import switchboard as module
 from bridge.errors import Busy
@@ -555,7 +556,7 @@ def test_no_id_has_two_events_of_one_number() -> None:
 
 
 def test_ids_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_IDS", 3)
+    monkeypatch.setattr(joining, "MAX_IDS", 3)
     b = Board(slots=0)
     for uuid in [*U[:5], U[0], U[4]]:
         b.open(uuid)

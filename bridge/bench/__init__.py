@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     churn = benches.add_parser("churn", help="calls opened and closed: does memory grow?")
     churn.add_argument("--ingress", choices=["audiosocket", "rtp"], default="audiosocket")
     churn.add_argument("--calls", type=int, default=10_000)
+    outbox = benches.add_parser("outbox", help="events on the disk, words to a webhook")
+    outbox.add_argument("--legs", type=int, default=400)
+    outbox.add_argument("--seconds", type=float, default=10.0, help="measured per row")
+    outbox.add_argument("--commits", type=int, default=500, help="measured per row")
+    outbox.add_argument("--burst", type=int, default=10_000, help="events at once")
+    outbox.add_argument("--folder", type=pathlib.Path, help="where the file is made")
     _engine_arguments(benches.add_parser("engine", help="batch steps of the Kyutai engine"))
 
 
@@ -50,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
         from bridge.bench import engine
 
         return engine.run(args)
+    if args.bench == "outbox":
+        from bridge.bench import outbox
+
+        return outbox.run(args)
     if args.bench == "churn":
         from bridge.bench import churn
 

@@ -7,10 +7,11 @@ carry letters and digits and next to nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from bridge.config import AmiSettings
@@ -21,9 +22,12 @@ from bridge.types import (
     EndOfTurn,
     EventBody,
     Final,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     RuleFired,
     Started,
     Word,
@@ -55,11 +59,22 @@ class AmiEgress:
 
     A retry carries the same ActionID and Seq as the attempt before, so that a listener can
     recognise what it has already seen. `counters`: events, variables, hung_up, variable_errors.
+    `wanted` says whether an event's variables still help anybody; `told` is called when they have
+    been acknowledged, or there were none.
     """
 
     name = "ami"
 
-    def __init__(self, link: AmiLinkLike, settings: AmiSettings) -> None:
+    def __init__(
+        self,
+        link: AmiLinkLike,
+        settings: AmiSettings,
+        *,
+        wanted: Callable[[CallEvent], bool] = lambda event: True,
+        told: Callable[[CallEvent], None] = lambda event: None,
+    ) -> None:
+        self._wanted = wanted
+        self._told = told
         self.counters: Counter[str] = Counter()
         self._link = link
         self._events = frozenset(settings.events)
@@ -74,9 +89,19 @@ class AmiEgress:
     async def deliver(self, event: CallEvent) -> None:
         """The variables first: whoever acts on the event may read them. Raises `DeliveryError`."""
         action_id = f"callscribe-{event.call.id}-{event.seq}"
-        if self._set_variables and event.call.channel:
-            for variable, value in variables(event.body).items():
-                await self._set(event, variable, value, f"{action_id}-{variable}")
+        if self._set_variables and event.call.channel and self._wanted(event):
+            # All at once: a dialplan may wait for them. Asterisk takes them in this order.
+            done = await asyncio.gather(
+                *(
+                    self._set(event, variable, value, f"{action_id}-{variable}")
+                    for variable, value in variables(event).items()
+                ),
+                return_exceptions=True,
+            )
+            for error in done:
+                if error is not None:
+                    raise error
+        self._told(event)
         if type_of(event.body) in self._events:
             headers = [("UserEvent", "Transcript"), *transcript(event)]
             await self._link.action("UserEvent", headers, action_id=action_id)
@@ -99,7 +124,9 @@ class AmiEgress:
 
 
 _RULE = ("Rule", "Rule-Action", "Outcome", "Matched")  # Action itself begins an action
-_OPTIONAL = ("Start", "End", "Confidence", "Language", *_RULE, "Reason", "Digit")
+_OPTIONAL = (
+    "Start", "End", "Confidence", "Language", *_RULE, "Reason", "Digit", "By", "Status"
+)  # fmt: skip
 
 
 def type_of(body: EventBody) -> str:
@@ -115,6 +142,12 @@ def type_of(body: EventBody) -> str:
             return "turn"
         case Pressed():
             return "dtmf"
+        case Paused():
+            return "paused"
+        case Resumed():
+            return "resumed"
+        case Listened():
+            return "listened"
         case Ended():
             return "ended"
         case Refused():
@@ -153,6 +186,11 @@ def _fields(body: EventBody) -> Fields:
             return {"Turn": str(turn), "Text": text, "Reason": reason, **span}
         case Pressed(digit, at):
             return {"Digit": digit, "Start": f"{at:.2f}"}
+        case Paused(at, by) | Resumed(at, by):
+            return {"Start": f"{at:.2f}", "By": by}
+        case Listened(status, text, confidence, language):
+            found = {"Confidence": _confidence(confidence), "Language": language}
+            return {"Status": status, "Text": text, **found}
         case Ended(reason) | Refused(reason):
             return {"Reason": reason}
         case RuleFired():
@@ -175,9 +213,22 @@ def _times(words: tuple[Word, ...]) -> Fields:
     }
 
 
-def variables(body: EventBody) -> Fields:
-    """The channel variables that an event sets, and their values."""
+def _confidence(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def variables(event: CallEvent) -> Fields:
+    """The channel variables that an event sets, and their values, in this order.
+
+    A dialplan that listens is told once, what it waits for; whatever comes later could meet the
+    next time that it listens.
+    """
+    body = event.body
+    if event.call.listening and not isinstance(body, Listened | Refused):
+        return {}
     match body:
+        case Listened():
+            return listened_variables(body)
         case Final():
             return {"CALLSCRIBE_TEXT": restricted(body.text)}
         case Started():
@@ -185,9 +236,20 @@ def variables(body: EventBody) -> Fields:
         case Ended():
             return {"CALLSCRIBE_STATUS": "ended"}
         case Refused():
-            return {"CALLSCRIBE_STATUS": f"refused:{restricted(body.reason)}"}
+            why = ":".join(map(restricted, body.reason.split(":")))
+            return {"CALLSCRIBE_STATUS": f"refused:{why}"}
         case _:
             return {}
+
+
+def listened_variables(body: Listened) -> Fields:
+    """What a dialplan that listened has. The status comes last: it says that the rest is there."""
+    return {
+        "CALLSCRIBE_TEXT": restricted(body.text),
+        "CALLSCRIBE_CONFIDENCE": _confidence(body.confidence),
+        "CALLSCRIBE_LANGUAGE": restricted(body.language),
+        "CALLSCRIBE_STATUS": body.status,
+    }
 
 
 def restricted(text: str) -> str:

@@ -66,7 +66,7 @@ class EslEgress:
         """The variables first: whoever acts on the event may read them. Raises `DeliveryError`."""
         channel = channel_of(event.call)
         if self._set_variables and channel:
-            for variable, value in variables(event.body).items():
+            for variable, value in variables(event).items():
                 await self._set(event, channel, variable, value)
         if type_of(event.body) in self._events:
             await self._link.event(SUBCLASS, headers(event), contract.body(event))

@@ -6,6 +6,9 @@ at most `concurrency` tasks at a time. So events of a call stay in order, and a 
 a retry holds up nobody else. A head that fails is due again later; whatever happens to an event,
 the next one that the sink takes says how many it was not given (`gap_before`).
 
+With a shelf (`shelf.py`, `disk.py`) every event is on the disk before the sink is asked the first
+time, and leaves it when the sink has taken it; what does not fit into memory is on the disk only.
+
 A sink that fails for everybody is not asked by everybody: after `TRIP` failures in a row the
 breaker is open, and one due head per `PROBE` seconds is let through until one is taken. Then all
 calls are due again, for what they waited for was the sink's recovery.
@@ -14,18 +17,19 @@ calls are due again, for what they waited for was the sink's recovery.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from bridge.contract import event_type
+from bridge.egress.disk import Disk
 from bridge.egress.pending import Agenda, Backlog, Pending, Row
-from bridge.egress.retry import PROBE, SCHEDULE, TRIP, Breaker, backoff
+from bridge.egress.retry import SCHEDULE, Breaker, backoff, too_late
+from bridge.egress.runs import RunSink, run_of, told
+from bridge.egress.shelf import Shelf
+from bridge.egress.telling import State, Teller
 from bridge.errors import DeliveryError
 from bridge.interfaces import Egress
 from bridge.types import CallEvent, Ended, Partial, Refused
@@ -33,12 +37,8 @@ from bridge.types import CallEvent, Ended, Partial, Refused
 PARTIAL_TTL = 10.0  # seconds; what somebody was saying then helps nobody now
 DELIVERY_LIMIT = 90.0  # seconds; for sinks that forgot a deadline of their own
 CLOSE_LIMIT = 5.0  # seconds for a sink to let go
-QUIET = 60.0  # seconds between two lines about single failures
 
-State: TypeAlias = Literal["ok", "failing", "open", "gone"]
 Wait: TypeAlias = Callable[[asyncio.Event, float | None], Awaitable[None]]
-
-log = logging.getLogger("callscribe.outbox")
 
 
 async def wait_for(event: asyncio.Event, seconds: float | None) -> None:
@@ -68,6 +68,7 @@ class Outbox:
         schedule: Sequence[float] = SCHEDULE,
         wait: Wait = wait_for,
         delivered: Callable[[float], None] = lambda seconds: None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.name = sink.name
         self.counters: Counter[str] = Counter()
@@ -81,13 +82,21 @@ class Outbox:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._deadline: float | None = None  # set while flushing
-        self._quiet_until = float("-inf")
+        self._teller = Teller(sink.name)
+        self._runs = sink if isinstance(sink, RunSink) and getattr(sink, "batch", False) else None
+        self._disk: Disk | None = None
+        if shelf is not None:
+            self._disk = Disk(
+                shelf, self._pending, self.counters, limit=limit, clock=clock,
+                longest=lambda attempts: backoff(schedule, attempts, 1.0),
+                enter=lambda backlog: self._enter(backlog, max(backlog.due, self._clock())),
+            )  # fmt: skip
         self._gone = self._closed = False
 
     @property
     def queued(self) -> int:
         """Events waiting or with the sink."""
-        return len(self._pending)
+        return len(self._pending) + (self._disk.rows if self._disk is not None else 0)
 
     @property
     def oldest(self) -> float:
@@ -122,11 +131,11 @@ class Outbox:
         backlog = (self._pending.backlog if wanted else self._pending.find)(event.call.id)
         if backlog is None:
             return
-        if isinstance(event.body, Ended | Refused):
-            backlog.over = True
         if wanted and event.seq not in backlog.rows:
             self._add(backlog, event)
-        self._pending.tidy(backlog)
+        if isinstance(event.body, Ended | Refused):  # only now: it is a row of a call that is up
+            backlog.over = True
+        self._tidy(backlog)
 
     def _wants(self, event: CallEvent) -> bool:
         wants: Callable[[CallEvent], bool] | None = getattr(self._sink, "wants", None)
@@ -136,20 +145,24 @@ class Outbox:
             self._odd(event, error)
             return True
 
+    def _odd(self, event: CallEvent, error: Exception) -> None:
+        self.counters["errors"] += 1
+        self._teller.odd(event, error)
+
     def _add(self, backlog: Backlog, event: CallEvent) -> None:
         now = self._clock()
         self._expire(now)
         row = Row(event, now)
         old = self._pending.replaced_by(backlog, event)
-        self._pending.add(backlog, row)
+        if self._disk is None or self._disk.keep(backlog, row):
+            self._pending.add(backlog, row)
         if old is not None and old.flying:
             old.stale = True
         elif old is not None:
             self._drop(backlog, old, "superseded")
-        if len(self._pending) > self._limit:
+        if self._disk is None and len(self._pending) > self._limit:
             self._shed(backlog, row)
-        if backlog.rows and not backlog.ticket and not backlog.flying:
-            self._arm(backlog, now)
+        self._enter(backlog, now)
 
     def _shed(self, newcomer: Backlog, row: Row) -> None:
         """One row has to go: the order is `pending`'s, in which the newcomer takes part."""
@@ -168,6 +181,11 @@ class Outbox:
     def _drop(self, backlog: Backlog, row: Row, counter: str) -> None:
         self._pending.remove(backlog, row)
         self.counters[counter] += 1
+        self._tidy(backlog)
+
+    def _tidy(self, backlog: Backlog) -> None:
+        if self._pending.tidy(backlog) and self._disk is not None:
+            self._disk.over(backlog)
 
     # -- events go out -----------------------------------------------------------------------
 
@@ -186,15 +204,32 @@ class Outbox:
         """Give the sink every head that is due, as far as concurrency and breaker let."""
         self._expire(now)
         while len(self._flying) < self._concurrency and now >= self._breaker.ask_at:
-            backlog = self._agenda.take(now)
-            if backlog is None or (row := backlog.head) is None:
+            if self._disk is not None and self._disk.busy(self._concurrency):
                 return
+            backlog = self._agenda.take(now)
+            if backlog is None:
+                return
+            if self._disk is not None and self._disk.wanting(backlog):
+                self._disk.load(backlog)
+                continue
+            row = backlog.head
+            if row is None or not row.stored:  # `enter` is told when it may
+                continue
             self._breaker.asked(now)
             self.counters["retries"] += row.attempts > 0
-            row.flying = backlog.flying = True
-            task = asyncio.create_task(self._deliver(backlog, row))
+            rows = run_of(backlog, self._runs)
+            self._fly(backlog, rows, True)
+            task = asyncio.create_task(self._deliver(backlog, rows))
             self._flying.add(task)
             task.add_done_callback(self._landed)
+
+    def _enter(self, backlog: Backlog, due: float) -> None:
+        """The call waits its turn from `due` on, unless it does already, or nothing is ready."""
+        if backlog.ticket or backlog.flying:
+            return
+        ready = backlog.rows if self._disk is None else self._disk.ready(backlog)
+        if ready:
+            self._arm(backlog, due)
 
     def _arm(self, backlog: Backlog, due: float) -> None:
         self._agenda.add(backlog, due)
@@ -208,28 +243,35 @@ class Outbox:
             times.append(max(due, self._breaker.ask_at))
         return max(0.0, min(times) - self._clock()) if times else None
 
-    async def _deliver(self, backlog: Backlog, row: Row) -> None:
-        gap = max(0, row.event.seq - backlog.last - 1)
-        event = replace(row.event, gap_before=gap) if gap != row.event.gap_before else row.event
+    def _fly(self, backlog: Backlog, rows: Sequence[Row], up: bool) -> None:
+        backlog.flying = up
+        for row in rows:
+            row.flying = up
+
+    async def _deliver(self, backlog: Backlog, rows: Sequence[Row]) -> None:
+        events = told(backlog, rows)
         failure: DeliveryError | None = None
         try:
             async with asyncio.timeout(DELIVERY_LIMIT):
-                await self._sink.deliver(event)
+                if len(events) > 1 and self._runs is not None:
+                    await self._runs.deliver_run(events)
+                else:
+                    await self._sink.deliver(events[0])
         except DeliveryError as error:
             failure = error
         except Exception as error:
-            self._odd(event, error)
+            self._odd(events[0], error)
             failure = DeliveryError(f"{self.name} failed: {type(error).__name__}")
         finally:
-            row.flying = backlog.flying = False
+            self._fly(backlog, rows, False)
         if self._closed:  # the sink would not be cancelled
             return
         if failure is None:
-            self._delivered(backlog, row)
+            for row in rows:
+                self._delivered(backlog, row)
         else:
-            self._failed(backlog, row, failure)
-        if backlog.rows:
-            self._arm(backlog, max(backlog.due, self._clock()))  # behind those who wait
+            self._failed(backlog, rows, failure)
+        self._enter(backlog, max(backlog.due, self._clock()))  # behind those who wait
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._flying.discard(task)
@@ -237,30 +279,36 @@ class Outbox:
 
     def _delivered(self, backlog: Backlog, row: Row) -> None:
         backlog.last = row.event.seq
+        backlog.alone = max(0, backlog.alone - 1)
         self._on_delivered(self._clock() - row.since)
+        if self._disk is not None:
+            self._disk.taken(backlog, row)
         self._drop(backlog, row, "delivered")
         if self._breaker.taken() and not self._gone:
-            log.warning("%s takes events again; %d are waiting", self.name, self.queued)
+            self._teller.recovery(self.queued)
             self._hurry()
 
-    def _failed(self, backlog: Backlog, row: Row, error: DeliveryError) -> None:
-        now, before = self._clock(), self.state
+    def _failed(self, backlog: Backlog, rows: Sequence[Row], error: DeliveryError) -> None:
+        now, before, row = self._clock(), self.state, rows[0]
         row.attempts += 1
         self._breaker.failed(now, error.retry_after or 0.0)
         self._gone = self._gone or error.gone
-        self._say(before, error, now)
+        self._teller.change(before, self.state, error, now)
         if self._gone:
-            self._drop(backlog, row, "disabled")
-            self._disable()
-        elif error.permanent:
-            log.warning(
-                "%s: event %d of call %r is given up: %s",
-                *(self.name, row.event.seq, backlog.call, error),
-            )
+            self._disable(error)
+        elif error.permanent and len(rows) > 1:  # one of them may be to blame; which will be seen
+            backlog.alone, row.attempts = len(rows), 0
+        elif error.permanent or too_late(row.attempts, now - row.since):
+            self._teller.given_up(row.event, error)
+            if self._disk is not None:
+                self._disk.dead(backlog, row, str(error))
+            backlog.alone = max(0, backlog.alone - 1)
             self._drop(backlog, row, "failed_permanent")
         else:
             backlog.wish = error.retry_after is not None
             backlog.due = self._again(row, now, error.retry_after)
+            if self._disk is not None:
+                self._disk.again(backlog, row, backlog.due - now)
             if row.stale:
                 self._drop(backlog, row, "superseded")
 
@@ -273,35 +321,16 @@ class Outbox:
             due = min(due, row.since + PARTIAL_TTL)
         return due
 
-    def _disable(self) -> None:
+    def _disable(self, error: DeliveryError) -> None:
         """Drop what waits. What is flying is dropped, or delivered, when it lands."""
+        if self._disk is not None:
+            self.counters["disabled"] += self._disk.bury(str(error))
         for backlog, row in self._pending.waiting():
             self._drop(backlog, row, "disabled")
         for backlog in self._pending.backlogs():
             backlog.over = True
-            self._pending.tidy(backlog)
+            self._tidy(backlog)
         self._agenda = Agenda()
-
-    def _say(self, before: State, error: DeliveryError, now: float) -> None:
-        """One line per change for the worse, not one per failure."""
-        if self.state == before:
-            return
-        if self.state == "gone":
-            log.error("%s gets no more events until a restart: %s", self.name, error)
-        elif self.state == "open":
-            text = "%s failed %d times in a row and is asked once in %g s from now on: %s"
-            log.warning(text, self.name, TRIP, PROBE, error)
-        elif now >= self._quiet_until:  # a sink that fails now and then must not fill the log
-            self._quiet_until = now + QUIET
-            log.warning("%s: %s; trying again", self.name, error)
-
-    def _odd(self, event: CallEvent, error: Exception) -> None:
-        """Log what a sink must not raise. Only its type: its text may hold what was said."""
-        self.counters["errors"] += 1
-        log.error(
-            "%s raised %s at event %d (%s) of call %r",
-            *(self.name, type(error).__name__, event.seq, event_type(event), event.call.id),
-        )
 
     def _hurry(self) -> None:
         """All calls are due now, but for those whose wait the sink itself asked for."""
@@ -325,7 +354,7 @@ class Outbox:
     async def close(self, timeout: float) -> int:  # noqa: ASYNC109 - a flush, not a cancellation
         """Flush for at most `timeout` seconds, then let go. Returns how many events are lost.
 
-        Every waiting head is tried at once, whatever its back-off: there is no later.
+        What is on the disk is not lost. Every waiting head is tried at once, whatever its back-off.
         """
         if self._task is not None and self._deadline is None:
             self._deadline = self._clock() + timeout
@@ -337,7 +366,7 @@ class Outbox:
             task.cancel()
         if self._flying:
             await asyncio.wait(self._flying, timeout=CLOSE_LIMIT)
-        left = self._pending.clear()
+        left = self._pending.clear(kept=self._disk is not None)
         self.counters["dropped_shutdown"] += left
         if self._task is not None:
             await self._let_go()
@@ -349,4 +378,4 @@ class Outbox:
             async with asyncio.timeout(CLOSE_LIMIT):
                 await self._sink.close()
         except Exception as error:
-            log.error("%s raised %s when it was closed", self.name, type(error).__name__)
+            self._teller.odd_close(error)

@@ -1,8 +1,8 @@
 """The rows that one sink has still to be given, in memory.
 
-`Pending` is the seam for a durable store: `Outbox` keeps no row of its own, it only asks here. A
-row is one event; a backlog is one call's rows in order of `seq`, with the call's place in the
-agenda, which says whose head is due. A backlog dies with its call.
+`Outbox` keeps no row of its own, it only asks here. A row is one event; a backlog is one call's
+rows in order of `seq`, with the call's place in the agenda, which says whose head is due. A backlog
+dies with its call. Where there is a store, more of a call's rows may be on the disk (`disk.py`).
 
 Which row goes first when there is no room (`victim`): the lowest rank, and in it the oldest.
   0  partials                       worthless as soon as there is a newer one
@@ -26,9 +26,12 @@ from bridge.types import (
     EventBody,
     Final,
     LegName,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     RuleFired,
     Started,
 )
@@ -37,8 +40,11 @@ RANKS: dict[type[EventBody], int] = {
     Partial: 0,
     Started: 1,
     Pressed: 1,
+    Paused: 2,
+    Resumed: 2,
     Final: 2,
     EndOfTurn: 2,
+    Listened: 2,
     RuleFired: 2,
     Ended: 3,
     Refused: 3,
@@ -54,6 +60,7 @@ class Row:
     attempts: int = 0  # that failed
     flying: bool = False  # the sink has it just now; it can neither be superseded nor dropped
     stale: bool = False  # something newer came while it was flying: not worth a second attempt
+    stored: bool = True  # on the disk, or with no need to be: the sink may have it
 
     @property
     def rank(self) -> int:
@@ -73,6 +80,12 @@ class Backlog:
     due: float = 0.0  # when the head may go, seconds of the outbox's clock
     wish: bool = False  # `due` is the sink's own wish (Retry-After): nothing makes it sooner
     ticket: int = 0  # names the backlog's one valid entry in the agenda; 0: it has none
+    disk: int = 0  # rows that are on the disk only …
+    after: int = -1  # … all of them behind this seq
+    loading: bool = False  # some of them are being loaded, and since that was asked …
+    added: int = 0  # … so many more have been written
+    run: list[int] = field(default_factory=list)  # seqs that were tried together (`runs.py`)
+    alone: int = 0  # so many rows go one by one, because together they were not taken
 
     @property
     def head(self) -> Row | None:
@@ -108,23 +121,26 @@ class Pending:
         return list(self._backlogs.values())
 
     def add(self, backlog: Backlog, row: Row) -> None:
+        behind = not backlog.rows or row.event.seq > next(reversed(backlog.rows))
         backlog.rows[row.event.seq] = row
+        if not behind:  # a dead letter that an operator wants delivered after all
+            backlog.rows = OrderedDict(sorted(backlog.rows.items()))
         self._ranks[row.rank][row] = backlog
         if isinstance(row.event.body, Partial):
             backlog.partials[row.event.leg] = row
 
     def remove(self, backlog: Backlog, row: Row) -> None:
-        """Take the row out, and with a call's last row the call."""
+        """Take the row out; the call stays until `tidy`."""
         del backlog.rows[row.event.seq]
         del self._ranks[row.rank][row]
         if backlog.partials.get(row.event.leg) is row:
             del backlog.partials[row.event.leg]
-        self.tidy(backlog)
 
-    def tidy(self, backlog: Backlog) -> None:
-        """Forget a call of which nothing is left and nothing will come."""
-        if backlog.over and not backlog.rows:
-            self._backlogs.pop(backlog.call, None)
+    def tidy(self, backlog: Backlog) -> bool:
+        """Forget a call of which nothing is left and nothing will come; True when that was done."""
+        if not backlog.over or backlog.rows or backlog.disk or backlog.loading:
+            return False
+        return self._backlogs.pop(backlog.call, None) is not None
 
     def replaced_by(self, backlog: Backlog, event: CallEvent) -> Row | None:
         """The partial that `event` makes worthless: its leg's, for a final only of its turn."""
@@ -166,9 +182,9 @@ class Pending:
         """When the oldest row came, or None."""
         return min((next(iter(rank)).since for rank in self._ranks if rank), default=None)
 
-    def clear(self) -> int:
-        """Drop everything. Returns how many rows there were."""
-        count = len(self)
+    def clear(self, *, kept: bool = False) -> int:
+        """Drop everything. Returns how many rows there were; with `kept`, only of partials."""
+        count = len(self._ranks[0]) if kept else len(self)
         self._backlogs.clear()
         for rank in self._ranks:
             rank.clear()
@@ -201,7 +217,7 @@ class Agenda:
             _, ticket, backlog = heapq.heappop(self._heap)
             if ticket == backlog.ticket:
                 backlog.ticket = 0
-                if backlog.rows:
+                if backlog.rows or backlog.disk:
                     return backlog
         return None
 

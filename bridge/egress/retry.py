@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SCHEDULE = (0.0, 1.0, 5.0, 30.0, 120.0, 300.0, 900.0, 1800.0, 3600.0)  # seconds; the last repeats
+_LIVE = (0.0, 1.0, 5.0, 30.0, 120.0, 300.0, 900.0, 1800.0, 3600.0)  # seconds, for call control
+# The tail of Standard Webhooks' schedule, for the others: 75 hours in all, then it is given up.
+SCHEDULE = (*_LIVE, *(hours * 3600.0 for hours in (2, 5, 10, 14, 20, 22)))
+LONGEST = 80 * 3600.0  # seconds; an older event that fails once more is given up as well
 TRIP = 5  # failures in a row, of whatever calls, that open the breaker
 PROBE = 10.0  # seconds between two questions to a sink whose breaker is open
 
@@ -18,6 +21,11 @@ def backoff(schedule: Sequence[float], attempts: int, jitter: float) -> float:
     Spread, because all calls of a sink that fails begin to wait at the same moment.
     """
     return schedule[min(attempts, len(schedule)) - 1] * (0.75 + 0.5 * jitter)
+
+
+def too_late(attempts: int, age: float) -> bool:
+    """The schedule is over, `age` seconds after the event: nobody can still want it."""
+    return attempts > len(SCHEDULE) or age > LONGEST
 
 
 class Breaker:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 
+TOLERANCE = 300.0  # seconds that a message may be old, or the clocks apart
 MIN_SECRET, MAX_SECRET = 24, 64  # bytes, Standard Webhooks 1.0 "Symmetric signatures"
 
 
@@ -31,3 +32,33 @@ def sign(keys: list[bytes], message_id: str, timestamp: int, body: bytes) -> str
         "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
         for key in keys
     )
+
+
+def verify(
+    keys: list[bytes],
+    message_id: str,
+    timestamp: str,
+    signatures: str,
+    body: bytes,
+    *,
+    now: float,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Check a message as its receiver should: one of the signatures is one of the keys'.
+
+    Raises ValueError, which says why it is not to be believed.
+    """
+    if not timestamp.isascii() or not timestamp.isdecimal():
+        raise ValueError("webhook-timestamp is not a number of seconds")
+    age = now - int(timestamp)
+    if abs(age) > tolerance:
+        when = f"{age:.0f} s old" if age > 0 else f"{-age:.0f} s ahead of this clock"
+        raise ValueError(f"it is {when}, and {tolerance:g} s are allowed: a replay, or a clock")
+    told = [text for text in signatures.split() if text.startswith("v1,")]
+    if not told:
+        raise ValueError("webhook-signature has no v1 signature")
+    for text in told:
+        for right in sign(keys, message_id, int(timestamp), body).split():
+            if hmac.compare_digest(text.encode(), right.encode()):
+                return
+    raise ValueError("no signature fits: another secret, or the body is not what was sent")

@@ -13,22 +13,25 @@ import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 
 from bridge import __version__
 from bridge.config import WebhookSettings
 from bridge.contract import body, event_type
+from bridge.egress.resolver import NotPublic, PublicOnly
 from bridge.egress.signature import check_secret, sign
 from bridge.errors import DeliveryError
 from bridge.types import CallEvent, RuleFired
 
 CONNECTIONS = 32
+RUN_BYTES = 64 * 1024  # of a body that carries several events
 ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read to keep the connection
 ANSWER_TIME = 1.0  # seconds for them; the event was taken, its call's next one should not wait
 RETRY_AFTER_LIMIT = 3600.0  # seconds
@@ -58,12 +61,24 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 class Webhook:
-    """One endpoint. `wall` is Unix time, for the signatures' time and dates in answers."""
+    """One endpoint. `wall` is Unix time, for the signatures' time and dates in answers.
 
-    def __init__(self, settings: WebhookSettings, *, wall: Callable[[], float] = time.time) -> None:
+    An address in the URL is the operator's own word; a name may only lead to public addresses,
+    unless ``allow_private`` (`resolver.py`).
+    """
+
+    def __init__(
+        self,
+        settings: WebhookSettings,
+        *,
+        wall: Callable[[], float] = time.time,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._resolver = resolver
         self._host = urlsplit(settings.url).netloc
         self.name = settings.name or f"webhook:{urlsplit(settings.url).hostname}"
         self._settings, self._wall = settings, wall
+        self.batch = settings.batch  # it takes runs (`runs.RunSink`)
         secrets = (settings.secret, settings.previous_secret)
         self._keys = [check_secret(s.get_secret_value()) for s in secrets if s is not None]
         self._tries: OrderedDict[str, int] = OrderedDict()  # by message id: times answered 4xx
@@ -79,8 +94,11 @@ class Webhook:
 
     async def start(self) -> None:
         """Make the session; connections are made when there is something to say."""
+        resolver = self._resolver
+        if not self._settings.allow_private:
+            resolver = PublicOnly(resolver)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS, resolver=resolver),
             timeout=aiohttp.ClientTimeout(total=self._settings.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # 64 kB must stay 64 kB
@@ -98,6 +116,23 @@ class Webhook:
         """POST the event. Raises `DeliveryError`."""
         name = message_id(event.call.id, self.name, event.seq)
         status, wish = await self.post(name, body(event))
+        self._judge(name, status, wish)
+
+    def fits(self, events: Sequence[CallEvent]) -> int:
+        """How many of them one body takes."""
+        size = 1
+        for n, event in enumerate(events):
+            size += len(body(event)) + 1
+            if size > RUN_BYTES:
+                return max(1, n)
+        return len(events)
+
+    async def deliver_run(self, events: Sequence[CallEvent]) -> None:
+        """POST them as one JSON array. Raises `DeliveryError`."""
+        first, last = events[0], events[-1]
+        name = f"{message_id(first.call.id, self.name, first.seq)}-{last.seq}"
+        content = b"[" + b",".join(map(body, events)) + b"]"
+        status, wish = await self.post(name, content)
         self._judge(name, status, wish)
 
     async def post(self, name: str, content: bytes) -> tuple[int, str | None]:
@@ -170,6 +205,8 @@ class Webhook:
                 return f"{host}: the TLS certificate is not trusted: {reason}"
             case aiohttp.ClientSSLError() | ssl.SSLError():
                 return f"{host}: no TLS there, or none that we can speak"
+            case aiohttp.ClientConnectorError(os_error=NotPublic() as found):
+                return str(found)
             case aiohttp.ClientConnectorDNSError():
                 return f"{host}: the name cannot be resolved"
             case TimeoutError():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from bridge.config import ENGINE_KINDS, EngineSettings
 from bridge.engine import checkpoint, device
-from bridge.errors import EngineUnavailable
+from bridge.engine.batcher import Batcher
+from bridge.errors import Busy, EngineUnavailable
 from bridge.interfaces import Recogniser
 
 EMBEDDED = "pocketsphinx"  # what works anywhere
@@ -84,3 +86,10 @@ def build(settings: EngineSettings, choice: Choice | None = None) -> Recogniser:
     except (ImportError, AttributeError) as e:
         raise EngineUnavailable(f"engine.kind = {choice.kind!r} cannot be imported: {e}") from e
     return cast(Callable[[EngineSettings], Recogniser], made)(settings)
+
+
+def objection(engine: Recogniser) -> Busy | None:
+    """What an engine has against any new leg, though it may have slots; None: nothing."""
+    if isinstance(engine, Batcher) and engine.budget.spent(time.monotonic()):
+        return Busy("overload", "steps of the engine take too long for another leg")
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import re
 from collections.abc import Callable, Collection
@@ -83,13 +84,23 @@ class Access:
         scheme, _, value = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         # Header bytes that are not UTF-8 come as lone surrogates; they compare, and are wrong.
         value_bytes = value.strip().encode("utf-8", "surrogateescape")
+        if scheme.lower() == "basic":  # all that CURL() of every Asterisk can send
+            value_bytes = _password(value_bytes)
         right = hmac.compare_digest(value_bytes, token)  # as long for a near miss as for any
-        if scheme.lower() != "bearer" or not right:
+        if scheme.lower() not in ("bearer", "basic") or not right:
             raise Refusal(
                 401,
                 "send the configured token as Authorization: Bearer",
                 WWW_Authenticate='Bearer realm="callscribe"',
             )
+
+
+def _password(credentials: bytes) -> bytes:
+    """Of Basic authentication (RFC 7617), whatever the user is called; empty if it is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _local_address(request: web.Request) -> str | None:

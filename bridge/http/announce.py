@@ -2,6 +2,7 @@
 
 {"leg": "caller", "call": "c-1"}                          a UUID for AudioSocket
 {…, "media": {"type": "rtp", "codec": "pcmu"}}            a UDP port for RTP
+{…, "listen": {"seconds": 15, "begin": 5}}                one turn, then the dialplan goes on
 {"tap": true, "channel": "PJSIP/alice-00000001"}          Asterisk is asked for the call's audio
 """
 
@@ -17,14 +18,16 @@ from typing import cast
 
 from bridge.errors import BridgeError
 from bridge.media import MediaKind, MediaRequest, SrtpKey
-from bridge.types import Announcement, CallInfo, LegName
+from bridge.types import Announcement, CallInfo, LegName, Listen
 
 MAX_BODY = 16_384  # bytes
 MAX_TEXT = 256  # characters
 MAX_EXTRA = 16
 
 NAMES = ("channel", "uniqueid", "linkedid", "caller", "callee")
-KEYS = ("uuid", "call", "leg", *NAMES, "extra", "recording_consent", "media", "tap")
+KEYS = ("uuid", "call", "leg", *NAMES, "extra", "recording_consent", "listen", "media", "tap")
+LISTEN_KEYS = ("seconds", "begin")
+MAX_LISTEN = 600  # s that a dialplan may wait for a turn
 TAP_KEYS = ("tap", "channel", "call", "leg")
 KINDS = ("rtp", "l16")
 MEDIA_KEYS = ("type", "codec", "from", "ptime", "payload_types", "srtp")
@@ -76,11 +79,17 @@ def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Wanted | Tap
     uuid = _uuid(given["uuid"]) if "uuid" in given else new_uuid()
     info = CallInfo(
         id="",
+        channel=texts["channel"],
+        uniqueid=texts["uniqueid"],
+        linkedid=texts["linkedid"],
+        caller=texts["caller"],
+        callee=texts["callee"],
         extra=_extra(given.get("extra", {})),
         recording_consent=_consent(given.get("recording_consent", False)),
-        **{k: texts[k] for k in NAMES},
     )
-    announcement = Announcement(uuid, texts["call"], _leg(given.get("leg", "caller")), info)
+    listen = _listen(given["listen"]) if "listen" in given else None
+    leg = _leg(given.get("leg", "caller"))
+    announcement = Announcement(uuid, texts["call"], leg, info, listen)
     return Wanted(announcement, _media(given["media"]) if "media" in given else None)
 
 
@@ -139,6 +148,23 @@ def _leg(value: object) -> LegName:
     if value not in LEGS:
         raise BadAnnouncement('leg: expected "caller" or "callee"')
     return cast(LegName, value)
+
+
+def _listen(value: object) -> Listen:
+    given = _keys("listen", value, LISTEN_KEYS)
+    if "seconds" not in given:
+        raise BadAnnouncement("listen.seconds: is missing")
+    seconds = _seconds("listen.seconds", given["seconds"])
+    begin = _seconds("listen.begin", given["begin"]) if "begin" in given else seconds
+    return Listen(seconds, min(begin, seconds))
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadAnnouncement(f"{name}: expected seconds, as 8")
+    if not 0 < value <= MAX_LISTEN:
+        raise BadAnnouncement(f"{name}: expected more than 0 and at most {MAX_LISTEN} seconds")
+    return float(value)
 
 
 def _consent(value: object) -> bool:

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from bridge.errors import Busy, DeliveryError
-from bridge.http import recordings, rules
+from bridge.http import control, recordings, rules
 from bridge.http.access import Access, Check, Refusal
 from bridge.http.announce import (
     MAX_BODY,
@@ -76,6 +76,8 @@ def make_app(
         app.router.add_get(path, handler)
     for path, handler in READING.items():
         app.router.add_get(path, _checked(access.check_reading, handler))
+    for path, handler in control.WRITING.items():
+        app.router.add_post(path, _checked(access.check_writing, handler))
     app.router.add_post("/calls", _checked(access.check_writing, announce))
     app.router.add_post("/calls/{id}/rules", _checked(access.check_writing, rules.adder(_body)))
     app.router.add_delete("/calls/{id}", _checked(access.check_writing, hang_up))
@@ -190,7 +192,11 @@ async def announce(request: web.Request) -> web.StreamResponse:
         answer = _announced(request.app[SERVICE], wanted)
     except BadAnnouncement as e:
         raise Refusal(400, str(e)) from None
-    except (Busy, DeliveryError) as e:
+    except Busy as e:
+        retry = {"Retry-After": RETRY_AFTER}
+        body = {"error": str(e), "reason": e.reason}
+        return web.json_response(body, status=503, headers=retry)
+    except DeliveryError as e:
         raise Refusal(503, str(e), Retry_After=RETRY_AFTER) from None
     except LookupError as e:
         raise Refusal(404, str(e.args[0])) from None
@@ -208,6 +214,7 @@ def _announced(service: Service, wanted: Wanted | TapWanted) -> dict[str, object
         "uuid": announcement.uuid,
         "call": announcement.call or announcement.uuid,
         "leg": announcement.leg,
+        "reserved": True,
     }
     if wanted.media is None:
         return answer | {"expires_in": service.announce(announcement)}
@@ -250,6 +257,7 @@ READING: Mapping[str, Handler] = {
     "/calls": calls,
     "/calls/{id}": call,
     "/calls/{id}/text": text,
+    **control.READING,
     "/calls/{id}/vtt": subtitles,
     "/events": events,
 }

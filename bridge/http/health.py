@@ -21,7 +21,10 @@ async def live(request: web.Request) -> web.StreamResponse:
 
 async def ready(request: web.Request) -> web.StreamResponse:
     health = request.app[SERVICE].health()
-    body = {"ready": health.ready, "reasons": list(health.reasons)}
+    body: dict[str, object] = {"ready": health.ready, "reasons": list(health.reasons)}
+    outbox = health.checks.get("outbox", "ok")
+    if outbox != "ok":  # calls go on all the same
+        body["warnings"] = [f"outbox: {outbox}"]
     return web.json_response(body, status=200 if health.ready else 503)
 
 

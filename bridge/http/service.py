@@ -63,7 +63,10 @@ class Service(Protocol):
         """The conversation as plain text, or None for an unknown call."""
 
     def announce(self, announcement: Announcement) -> float:
-        """Expect this UUID; seconds it stays valid. Raises `Busy`, or ValueError if it is taken."""
+        """Expect this UUID, a slot reserved; seconds it stays valid.
+
+        Raises `Busy`, or ValueError if it is taken.
+        """
 
     def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
         """Open a port for this UUID's stream. As `announce`, and `BadAnnouncement`."""
@@ -73,6 +76,18 @@ class Service(Protocol):
 
         Raises LookupError for an unknown channel, `DeliveryError` while ARI is not there,
         `BadAnnouncement` without ARI.
+        """
+
+    def pause(self, id: str, leg: LegName | None, *, resume: bool) -> dict[str, bool] | None:
+        """Do not hear a leg, or a call, for a while, or again. None if there is no such call.
+
+        Which of its legs are paused then.
+        """
+
+    def listened(self, id: str, *, plain: bool) -> dict[str, object] | None:
+        """What a dialplan that listened to this call heard; None for any other call.
+
+        `plain`: in the characters that channel variables have.
         """
 
     def add_rule(self, id: str, given: Mapping[str, object]) -> list[str]:

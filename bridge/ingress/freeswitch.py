@@ -38,7 +38,7 @@ from bridge.ingress.media_socket import (
 )
 from bridge.ingress.raw_stream import RawStream
 from bridge.ingress.said import leg_name
-from bridge.types import CallEvent, CallInfo, Ended, EndOfTurn, Final, LegName, Partial, Refused
+from bridge.types import CallEvent, CallInfo, Ended, EndOfTurn, Final, LegName, Partial
 
 MIXES: Mapping[str, int] = {"mono": 1, "mixed": 1, "stereo": 2}
 DIGITS = frozenset("0123456789*#ABCD")
@@ -92,7 +92,7 @@ class FreeSwitch(MediaBase):
 
     def _legs(self, given: Mapping[str, Any]) -> tuple[LegName, ...]:
         mix = given.get("mix", "mono")
-        if mix not in MIXES:
+        if not isinstance(mix, str) or mix not in MIXES:
             raise SocketError(POLICY, "mix: expected mono, mixed or stereo, as in the command")
         self._mine = leg_name(given)
         if MIXES[mix] == 1:
@@ -128,16 +128,17 @@ class FreeSwitch(MediaBase):
             return  # of the call: once
         match event.body:
             case Partial() | Final() | EndOfTurn():
-                self._tell("transcription", event)
-            case Refused():
-                self._tell("error", event)
+                self._tell("transcription", body(event).decode())
             case _:
-                self._tell("json", event)
+                self._tell("json", body(event).decode())
         if isinstance(event.body, Ended) and self._done:
             self.leave(1000, "")
 
-    def _tell(self, kind: str, event: CallEvent) -> None:
-        text = body(event).decode()
+    def refused(self, leg: LegName, reason: str) -> None:
+        self._tell("error", f'{{"type":"call.refused","data":{{"reason":"{reason}"}}}}')
+        super().refused(leg, reason)
+
+    def _tell(self, kind: str, text: str) -> None:
         if self._form == "fork":
             self.say(f'{{"type":"{kind}","data":{text}}}')
         elif self._form == "stream":

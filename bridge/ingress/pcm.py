@@ -27,6 +27,7 @@ from bridge.types import CallEvent, Ended, Frame, Heard, LegName, Samples, Word
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 IDLE = 120.0  # s without a message, where the protocol has no rule of its own; as moshi-server
 STOPPED = 1.0  # s without audio after which the speaker has finished: a file, a muted microphone
+BEHIND = 1.5  # s of audio unheard; then a client may be made to wait (bridge/socket_session.py)
 LAST_WORDS = 30.0  # s that the engine may take for them before the goodbye
 
 _LEVEL = np.float64(32767)
@@ -122,7 +123,8 @@ class Client(MediaBase):
 
     It is over after `idle` seconds without a message. A client that has sent audio and sends no
     more for `stopped` seconds has finished: its last words are asked for, as the recogniser hears
-    nothing while nothing comes. `ended` is called when the call has said its last.
+    nothing while nothing comes. Time in which the recogniser is behind does not count: the client
+    may be waiting for us. `ended` is called when the call has said its last.
     """
 
     idle = IDLE
@@ -134,7 +136,8 @@ class Client(MediaBase):
         super().__init__(opening, rules, now)
         self.next_at = now  # to begin
         self.clock = 0  # samples that have come
-        self.listened = 0.0  # s that the recogniser has heard
+        self.listened = 0.0  # s that the recogniser has heard of every leg
+        self._heard: dict[LegName, float] = {}
         self._last_message = self._last_audio = now
         self._unasked = False  # audio has come since the last words were asked for
         self._leave_by = NEVER
@@ -210,6 +213,8 @@ class Client(MediaBase):
             return ()
         if not self._started:
             return self.open(now)
+        if self.waiting() > BEHIND:
+            self._last_message = self._last_audio = now
         if now >= self._last_message + self.idle:
             return self.silent(now)
         events: list[SocketEvent] = []
@@ -219,7 +224,12 @@ class Client(MediaBase):
         return events
 
     def heard(self, leg: LegName, heard: Heard) -> None:
-        self.listened = max(self.listened, heard.at)
+        if self.waiting() > BEHIND:
+            self._last_message = self._last_audio = self.rules.clock()
+        self._heard[leg] = heard.at
+        self.listened = min(self._heard.get(name, 0.0) for name in self.names)
+        if self._leave_by != NEVER:  # it is still at it
+            self._leave_by = self.next_at = self.rules.clock() + LAST_WORDS
 
     def told(self, leg: LegName, event: CallEvent) -> None:
         over = isinstance(event.body, Ended) and self._leave_by != NEVER

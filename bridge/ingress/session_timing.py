@@ -34,10 +34,11 @@ class Timing:
 
         ``preprocess_ms``: 0, conversion and resampling are not measured apart and are part of the
         next. ``queue_wait_ms``: from the arrival of the newest audio that has been heard to the
-        step that heard it. ``inference_ms``: the engine's last step, `step`, of all calls together.
-        ``postprocess_ms``: from the words' being heard to this message; of a final mostly the wait
-        for the speaker's pause. ``server_total_ms``: from the arrival of the last word's audio to
-        this message, with the model's own delay.
+        step that heard it. ``inference_ms``: the engine's last step, `step`, of all calls together;
+        0 for an engine that does not step in batches. ``postprocess_ms``: from the words' being
+        heard to this message; of a final mostly the wait for the speaker's pause.
+        ``server_total_ms``: from the arrival of the last word's audio to this message, with the
+        model's own delay.
         """
         heard = self._arrival(self._listened, self._stepped)
         return {

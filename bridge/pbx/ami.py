@@ -31,6 +31,7 @@ from panoramisk.message import Message
 from bridge.config import Address, AmiSettings
 from bridge.errors import BridgeError, DeliveryError, ProtocolError
 from bridge.pbx.ami_consent import Consents
+from bridge.pbx.ami_pause import PauseWish, pause_wish
 from bridge.pbx.ami_tap import TapAsked, tap_asked
 from bridge.pbx.ami_text import AmiDecoder, AmiValue, Pairs, announcement, encode_action
 from bridge.types import Announcement
@@ -58,8 +59,9 @@ def backoff(failures: int, jitter: float) -> float:
 class AmiLink:
     """A logged-in AMI session, made again whenever it is lost.
 
-    `on_announcement` is called on the event loop for every leg that the dialplan announces, and
-    `on_tap` for every tap that a client asks for; it raises `BridgeError` where that is in vain.
+    `on_announcement` is called on the event loop for every leg that the dialplan announces,
+    `on_pause` for every call that is not to be heard for a while, or again, and `on_tap` for every
+    tap that a client asks for; it raises `BridgeError` where that is in vain.
     `jitter` gives numbers in 0…1. `state` is ``refused`` after a failed authentication, which
     only a restart ends; `last_error` is a sentence without secrets.
     """
@@ -69,6 +71,7 @@ class AmiLink:
         settings: AmiSettings,
         on_announcement: Callable[[Announcement], None],
         *,
+        on_pause: Callable[[PauseWish], None] = lambda wish: None,
         on_tap: Callable[[TapAsked], object] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -81,6 +84,7 @@ class AmiLink:
         self._on_announcement = on_announcement
         self._consents = Consents()
         self._on_tap = on_tap
+        self._on_pause = on_pause
         # Made once: reading the system's certificates stops the event loop for 0.1 s
         self._tls = ssl.create_default_context() if settings.tls else None
         self._jitter = jitter
@@ -275,17 +279,22 @@ class AmiLink:
             found = announcement(event, self._settings.join_variables)
             found = self._consents.announced(found) if found else self._consents.heard(event)
             asked = tap_asked(event) if self._on_tap is not None and found is None else None
+            wish = pause_wish(event) if found is None and asked is None else None
         except ProtocolError as e:
             self.counters["bad_announcements"] += 1
             log.warning("AMI: %s", e)
             return
-        if found is not None:
-            self.counters["announcements"] += 1
-            try:
+        try:
+            if found is not None:
+                self.counters["announcements"] += 1
                 self._on_announcement(found)
-            except Exception:  # costs this announcement, not the connection
-                self.counters["errors"] += 1
-                log.exception("leg %s could not be announced", found.uuid)
+            elif wish is not None:
+                self.counters["pauses"] += 1
+                self._on_pause(wish)
+        except Exception:  # costs this event, not the connection
+            self.counters["errors"] += 1
+            what = f"leg {found.uuid} could not be announced" if found else "a pause failed"
+            log.exception("%s", what)
         if asked is not None:
             self._tap(asked)
 

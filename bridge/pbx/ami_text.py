@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias, cast
 
 from bridge.errors import DeliveryError, ProtocolError
-from bridge.types import Announcement, CallInfo, LegName
+from bridge.types import Announcement, CallInfo, LegName, Listen
 
 LINE = 900  # bytes of "Key: value" before a UserEvent's value goes on in Key-2
 LONGEST_LINE = 1022  # bytes that Asterisk 22 takes; seen: 1023 is "line too long"
+MAX_LISTEN = 600  # s that a dialplan may wait for a turn
 HEADERS = 128  # per message, AST_MAX_MANHEADERS
 MESSAGE = 256 * 1024  # bytes of one message from Asterisk; its own UserEvents stay below half
 BANNER = b"Asterisk Call Manager/"
@@ -26,6 +27,7 @@ _CONTROLS = {c: " " for c in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CALL = re.compile(r"[A-Za-z0-9._:@+=-]{0,128}")
+_SECONDS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
 _NOT_A_NUMBER = ("", "s", "h", "i", "t", "T", "o", "a", "e", "failed", "<unknown>")
 
 
@@ -177,11 +179,31 @@ def announcement(event: Mapping[str, str], join_variables: Collection[str]) -> A
             return _announce(event, event.get("value", ""), "", "caller")
         case "UserEvent" if event.get("userevent", "") == "CallscribeLeg":
             leg = event.get("leg", "").strip().lower() or "caller"
-            return _announce(event, event.get("id", ""), event.get("call", "").strip(), leg)
+            listen = _listen(event.get("listen", ""), event.get("begin", ""))
+            return _announce(event, event.get("id", ""), event.get("call", "").strip(), leg, listen)
     return None
 
 
-def _announce(event: Mapping[str, str], uuid: str, call: str, leg: str) -> Announcement:
+def _listen(seconds: str, begin: str) -> Listen | None:
+    """``Listen: 15`` and ``Begin: 5``: one turn within 15 s, somebody speaks within 5."""
+    if not seconds.strip():
+        return None
+    whole = _seconds(seconds)
+    first = _seconds(begin) if begin.strip() else whole
+    return Listen(whole, min(first, whole))
+
+
+def _seconds(text: str) -> float:
+    if not _SECONDS.fullmatch(text.strip()) or not 0 < float(text) <= MAX_LISTEN:
+        raise ProtocolError(
+            f"an announced leg's Listen and Begin are seconds, more than 0 and at most {MAX_LISTEN}"
+        )
+    return float(text)
+
+
+def _announce(
+    event: Mapping[str, str], uuid: str, call: str, leg: str, listen: Listen | None = None
+) -> Announcement:
     uuid = uuid.strip().lower()
     if not _UUID.fullmatch(uuid):
         raise ProtocolError("an announced leg has no UUID: use ${UUID()} in the dialplan")
@@ -189,7 +211,7 @@ def _announce(event: Mapping[str, str], uuid: str, call: str, leg: str) -> Annou
         raise ProtocolError("an announced leg is neither caller nor callee: check its Leg header")
     if not _CALL.fullmatch(call):
         raise ProtocolError("an announced leg's Call is no id: use ${UNIQUEID} or a UUID")
-    return Announcement(uuid, call, cast(LegName, leg), _info(event, leg))
+    return Announcement(uuid, call, cast(LegName, leg), _info(event, leg), listen)
 
 
 def _info(event: Mapping[str, str], leg: str) -> CallInfo:
@@ -210,4 +232,5 @@ def _info(event: Mapping[str, str], leg: str) -> CallInfo:
         callee=dialled if leg == "caller" else own,
         context=field("context"),
         exten=exten,
+        extra={key: value for key in ("trunk", "tenant") if (value := field(key))},
     )

@@ -27,9 +27,12 @@ from bridge.types import (
     EndOfTurn,
     Final,
     LegName,
+    Listened,
     Partial,
+    Paused,
     Pressed,
     Refused,
+    Resumed,
     RuleFired,
     Started,
     Word,
@@ -53,6 +56,7 @@ class _Leg:
     due: float = 0.0  # when all of them are
     out: int = 0  # words before it have gone out
     said: list[str] = field(default_factory=list)  # finals of this turn, as they went out
+    turns: list[str] = field(default_factory=list)  # as they went out, where a dialplan listens
 
     @property
     def end(self) -> int:
@@ -113,7 +117,11 @@ class RedactStream:
                 self._all_decided(call)
                 call.queue.append((event, 0))
                 del self._calls[event.call.id]
-            case Started() | Pressed() | RuleFired():
+            case Listened():  # a dialplan waits, and what is said from now on is no part of it
+                leg = call.leg(event.leg)
+                leg.open = leg.weak = leg.end
+                call.queue.append((event, 0))
+            case Started() | Pressed() | RuleFired() | Paused() | Resumed():
                 call.queue.append((event, 0))
             case _:
                 assert_never(event.body)
@@ -181,7 +189,12 @@ class RedactStream:
                 return event if said is final else replace(event, body=said)
             case EndOfTurn() as turn:
                 text, leg.said = " ".join(leg.said), []
+                if event.call.listening:
+                    leg.turns.append(text)
                 return event if text == turn.text else replace(event, body=replace(turn, text=text))
+            case Listened() as heard:
+                text = " ".join([*leg.turns, *leg.said])
+                return replace(event, body=replace(heard, text=text))
             case RuleFired() as fired:  # that it fired is told, and on what is not
                 return replace(event, body=replace(fired, matched="", text="", words=()))
         return event

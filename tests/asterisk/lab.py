@@ -30,12 +30,13 @@ MODULES = """
 app_audiosocket app_chanspy app_dial app_echo app_exec app_mixmonitor app_originate app_playback
 app_senddtmf app_stack app_userevent bridge_builtin_features bridge_native_rtp bridge_simple
 chan_audiosocket chan_pjsip chan_websocket codec_alaw codec_g722 codec_gsm codec_resample
-codec_ulaw format_gsm format_pcm format_sln format_wav func_callerid func_channel func_dialplan
-func_global func_logic func_shell func_uri func_uuid pbx_config res_audiosocket res_clioriginate
-res_http_websocket res_pjproject res_pjsip res_pjsip_caller_id res_pjsip_dtmf_info
-res_pjsip_endpoint_identifier_anonymous res_pjsip_logger res_pjsip_nat res_pjsip_pubsub
-res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session res_rtp_asterisk res_sorcery_astdb
-res_sorcery_config res_sorcery_memory res_timing_timerfd res_websocket_client
+codec_ulaw format_gsm format_pcm format_sln format_wav func_callerid func_channel func_curl
+func_dialplan func_global func_logic func_shell func_strings func_uri func_uuid pbx_config
+res_audiosocket res_clioriginate res_curl res_http_websocket res_pjproject res_pjsip
+res_pjsip_caller_id res_pjsip_dtmf_info res_pjsip_endpoint_identifier_anonymous res_pjsip_logger
+res_pjsip_nat res_pjsip_pubsub res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session
+res_rtp_asterisk res_sorcery_astdb res_sorcery_config res_sorcery_memory res_timing_timerfd
+res_websocket_client
 """.split()
 
 # Files that Asterisk complains about when they are missing, though empty ones do.
@@ -50,6 +51,10 @@ CALLSCRIBE=127.0.0.1:{closed}
 exten => caller,1,Gosub(callscribe,s,1)
  same => n,Set(RESULT=Id: ${{CALLSCRIBE_ID}},Status: ${{CALLSCRIBE_STATUS}})
  same => n,UserEvent(LabAfter,${{RESULT}},Dial: ${{DIALSTATUS}},Text: ${{CALLSCRIBE_TEXT}})
+ same => n,Hangup()
+exten => again,1,Gosub(callscribe-again,s,1)
+ same => n,Set(RESULT=Id: ${{CALLSCRIBE_ID}},Status: ${{CALLSCRIBE_STATUS}})
+ same => n,UserEvent(LabAfter,${{RESULT}},Tries: ${{CALLSCRIBE_TRIES}})
  same => n,Hangup()
 exten => app,1,Gosub(callscribe-app,s,1)
  same => n,Set(RESULT=Id: ${{CALLSCRIBE_ID}},Status: ${{CALLSCRIBE_STATUS}})
@@ -78,6 +83,16 @@ exten => agreeingboth,1,Set(CALLSCRIBE_CONSENT=1)
 exten => callee,1,Answer()
  same => n,Playback(${{LAB_CALLEE_SAYS}})
  same => n,Hangup()
+exten => listen,1,Answer()
+ same => n,Set(LAB_N=0)
+ same => n(again),Gosub(${{LAB_LISTEN}},s,1(${{LAB_ARGS}}))
+ same => n,Set(LAB_N=$[${{LAB_N}} + 1])
+ same => n,Set(RESULT=${{CALLSCRIBE_STATUS}}/${{CALLSCRIBE_CONFIDENCE}}/${{CALLSCRIBE_LANGUAGE}})
+ same => n,Set(RESULT=${{RESULT}},Id: ${{CALLSCRIBE_LEG_ID}})
+ same => n,UserEvent(LabHeard,Result: ${{RESULT}},Text: ${{CALLSCRIBE_TEXT}},N: ${{LAB_N}})
+ same => n,GotoIf($[${{LAB_N}} < ${{LAB_TIMES}}]?again)
+ same => n,Hangup()
+exten => h,1,UserEvent(LabGone,Status: ${{CALLSCRIBE_STATUS}})
 exten => echo,1,Answer()
  same => n,Echo()
 """
@@ -106,9 +121,15 @@ bind = 127.0.0.1:{sip}
 WEBSOCKET_CLIENT = """
 #include "sample-websocket_client.conf"
 [callscribe](+)
-uri = ws://127.0.0.1:{port}/asterisk
-username = lab
+uri = {scheme}://127.0.0.1:{port}/asterisk
+username = asterisk
 password = {secret}
+"""
+WEBSOCKET_TLS = """
+tls_enabled = yes
+ca_list_file = {home}/ca.pem
+verify_server_cert = yes
+verify_server_hostname = yes
 """
 
 ASTERISK = """
@@ -201,7 +222,7 @@ class Lab:
             "asterisk": ASTERISK.format(home=self.inside, modules=f"/{modules.relative_to(ROOT)}"),
             "extensions": DIALPLAN.format(closed=self.closed),
             "manager": MANAGER.format(ami=self.ami, secret=self.secret),
-            "websocket_client": WEBSOCKET_CLIENT.format(port=self.closed, secret=self.secret),
+            "websocket_client": self._websocket_client(self.closed),
             "pjsip": PJSIP.format(sip=self.sip),
             "rtp": f"[general]\nrtpstart = {rtp}\nrtpend = {rtp + RTP_PORTS - 1}\n",
             "logger": "[general]\n[logfiles]\nmessages => notice,warning,error\n",
@@ -275,11 +296,23 @@ class Lab:
         """Where the samples' CALLSCRIBE points from now on."""
         self.cli(f"dialplan set global CALLSCRIBE 127.0.0.1:{port}")
 
-    def connect_websockets_to(self, port: int) -> None:
-        """Where [callscribe] of websocket_client.conf points from now on."""
-        text = WEBSOCKET_CLIENT.format(port=port, secret=self.secret)
+    def connect_websockets_to(self, port: int, ca: Path | None = None) -> None:
+        """Where [callscribe] of websocket_client.conf points from now on; `ca`: by TLS.
+
+        Its user is ``asterisk``, and its password is `secret`.
+        """
+        text = self._websocket_client(port, ca)
         (self.outside / "websocket_client.conf").write_text(text)
         self.cli("module reload res_websocket_client.so")
+
+    def _websocket_client(self, port: int, ca: Path | None = None) -> str:
+        text = WEBSOCKET_CLIENT.format(
+            port=port, secret=self.secret, scheme="ws" if ca is None else "wss"
+        )
+        if ca is None:
+            return text
+        shutil.copy(ca, self.outside / "ca.pem")
+        return text + WEBSOCKET_TLS.format(home=self.inside)
 
     def set_global(self, name: str, value: str) -> None:
         """A global variable of the dialplan."""

@@ -132,7 +132,8 @@ class Bridge:
         assert self.process.returncode is None, f"the bridge has ended:\n{self.log()[-3000:]}"
         try:
             metrics = str(await self.get("/metrics"))
-            return "\ncallscribe_ami_up 1" in metrics and await self.get("/readyz") is not None
+            here = "\ncallscribe_ami_up 1" in metrics or "callscribe_ami_up" not in metrics
+            return here and await self.get("/readyz") is not None
         except (aiohttp.ClientError, TimeoutError):
             return False
 
@@ -145,6 +146,17 @@ class Bridge:
             if answer.status != 200:
                 return None
             return json.loads(body) if "json" in answer.content_type else body
+
+    async def post(self, path: str, body: Any = None) -> tuple[int, Any]:
+        """POST: the status and the answer."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with self._session.post(self._url + path, json=body, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    @property
+    def url(self) -> str:
+        """Of its HTTP side."""
+        return self._url
 
     async def add_rule(self, call: str, rule: dict[str, Any], token: str = TOKEN) -> int:
         """POST /calls/{call}/rules: the status."""
@@ -206,17 +218,22 @@ listen = "127.0.0.1:{port}"
 [http]
 listen = "127.0.0.1:{http}"
 token = "{token}"
-[ami]
-host = "127.0.0.1"
-port = {ami}
-username = "{user}"
-secret = "{ami_secret}"
-[[webhook]]
+{ami}[[webhook]]
 url = "{hook}"
 secret = "{secret}"
+[outbox]
+path = "{outbox}"
 [service]
 drain_timeout = 0.5
 flush_timeout = 2.0
+{more}
+"""
+AMI = """
+[ami]
+host = "127.0.0.1"
+port = {port}
+username = "{user}"
+secret = "{secret}"
 """
 
 
@@ -229,7 +246,9 @@ async def serve(
     engine: str = "tones",
     slots: int = 32,
     more: str = "",
+    ami: str = AMI,
     user: str = "callscribe",
+    outbox: str = "",
 ) -> AsyncIterator[Bridge]:
     """A bridge that the lab's dialplan calls and that is logged in at it, as AMI's `user`.
 
@@ -241,16 +260,15 @@ async def serve(
         CONFIG.format(
             engine=engine,
             slots=slots,
+            outbox=outbox,
             port=port,
             http=http,
             token=TOKEN,
-            ami=lab.ami,
-            user=user,
-            ami_secret=lab.secret,
+            ami=ami.format(port=lab.ami, user=user, secret=lab.secret),
+            more=more,
             hook=hook.url,
             secret=SECRET,
         )
-        + more
     )
     async with aiohttp.ClientSession(trust_env=False) as session:
         bridge = Bridge(port, http, folder / "bridge.log", session)

@@ -281,3 +281,45 @@ async def test_a_worker_dies_under_load(lab: Lab, ami: Ami, hook: Hook, tmp_path
         )
         assert len(heard) == elsewhere and not any(h.over for h in heard)
         assert not set(other.heard) & {e["data"]["call_id"] for e in hook.events}
+
+
+async def test_a_call_whose_worker_dies_goes_on_in_the_next_one(
+    lab: Lab, ami: Ami, hook: Hook, tmp_path: Path
+) -> None:
+    """[callscribe-again]: the same UUID dials again, and nothing is said twice."""
+    outbox = str(tmp_path / "outbox.db")
+    async with lab_bridge.serve(lab, hook, tmp_path, outbox=outbox) as bridge:
+        await ami.originate("again", sound(lab, "thirty", LONG))
+        joined = await ami.event(Event="VarSet", Variable="CALLSCRIBE_ID")
+        call = joined["Value"]
+        kinds = lambda: [e["type"] for e in hook.of(call)]  # noqa: E731
+        await hook.until(lambda: "transcript.partial" in kinds(), "the first words")
+        killed = len(hook.events)
+        bridge.kill_worker()
+        await hook.until(lambda: call in hook.ended(), "the call's end", within=60)
+        after = hook.events[killed:]
+        assert [e for e in after if e["type"] == "transcript.final"]
+        events = {e["data"]["seq"]: e for e in hook.of(call)}  # some come twice, with their number
+        assert {e["data"]["call_id"] for e in hook.events} == {call}
+        assert [e["type"] for e in events.values()].count("call.started") == 1
+        assert list(events) == sorted(events)
+        words = [
+            word["word"]
+            for e in events.values()
+            if e["type"] == "transcript.final"
+            for word in e["data"]["words"]
+        ]
+        spoken = texts(LONG)
+        assert words == [word for word in spoken if word in words]  # in order, and none twice
+        assert len(words) > 5 and words[-1] == spoken[-1]
+
+
+async def test_a_call_that_the_bridge_ended_is_not_dialled_again(
+    lab: Lab, ami: Ami, hook: Hook, bridge: Bridge
+) -> None:
+    await ami.originate("again", sound(lab, "thirty", LONG))
+    call = (await ami.event(Event="VarSet", Variable="CALLSCRIBE_ID"))["Value"]
+    await hook.until(lambda: len(hook.of(call)) > 1, "the first words")
+    assert await bridge.hang_up(call) == 204
+    after = await ami.event(UserEvent="LabAfter", Id=call)
+    assert (after["Status"], after["Tries"]) == ("ended", "1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -88,6 +90,55 @@ async def test_every_format_and_both_ways_of_control(lab: Lab, ami: Ami, bridge:
         found = end(bridge, name)
         assert found is not None and found[1] == "hangup"
         assert found[0].channel.startswith("WebSocket/callscribe/")
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_by_tls_with_a_key(lab: Lab, ami: Ami, tmp_path: Path, right: bool) -> None:
+    cert, key = tls_pair(tmp_path)
+    known = hashlib.sha256(lab.secret.encode()).hexdigest() if right else "0" * 64
+    websocket = {
+        "listen": "127.0.0.1:0",
+        "tls_cert": str(cert),
+        "tls_key": str(key),
+        "key": [{"name": "asterisk", "sha256": known, "paths": ["/asterisk"]}],
+    }
+    async with sockets.bridge(websocket=websocket) as b:
+        lab.connect_websockets_to(b.port, cert)
+        await ami.originate("ws", sound(lab, "words", WORDS))
+        joined = await ami.event(Event="VarSet", Variable="CALLSCRIBE_ID")
+        if right:
+            await b.over()
+            assert words(b, joined["Value"]) == texts(WORDS)
+            assert b.sink.events[-1].call.channel == joined["Channel"]
+        else:
+            after = await ami.event(Event="UserEvent", UserEvent="LabAfter", Id=joined["Value"])
+            assert (after["Dial"], after["Status"]) == ("CHANUNAVAIL", "unreachable")
+            assert b.sink.events == []
+
+
+async def test_by_tls_with_a_certificate_of_nobodys(lab: Lab, ami: Ami, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    cert, key = tls_pair(tmp_path)
+    other, _ = tls_pair(tmp_path / "other")
+    websocket = {"listen": "127.0.0.1:0", "tls_cert": str(cert), "tls_key": str(key)}
+    async with sockets.bridge(websocket=websocket) as b:
+        lab.connect_websockets_to(b.port, other)
+        await ami.originate("ws", sound(lab, "words", WORDS))
+        after = await ami.event(Event="UserEvent", UserEvent="LabAfter")
+        assert after["Dial"] == "CHANUNAVAIL"
+        assert b.sink.events == []
+
+
+def tls_pair(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, by itself, and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run(
+        ["openssl", "req", "-x509", *curve, *name, *files], check=True, capture_output=True
+    )
+    return cert, key
 
 
 async def test_our_hanging_up_lets_the_dialplan_go_on(lab: Lab, ami: Ami, bridge: Bridge) -> None:
