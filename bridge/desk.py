@@ -102,13 +102,12 @@ class Desk:
         board = self._server.switchboard
         calls = [*board.calls.values(), *(board.ended.values() if ended else ())]
         words = text.casefold()
-        found = [c for c in calls if not words or self._said(c, words)]
+        found = [c for c in calls if not words or words in self._text(c)]
         found.sort(key=lambda call: call.began_at, reverse=True)
         return [_summary(self._server, call) for call in found]
 
-    def _said(self, call: Call, words: str) -> bool:
-        """Final by final: putting 200 long calls together would stop everybody for a second."""
-        return any(words in final.text.casefold() for _, final in self._finals(call))
+    def _text(self, call: Call) -> str:
+        return conversation(self._finals(call)).casefold()
 
     def call(self, id: str) -> dict[str, object] | None:
         """One call, up or lately ended, with its finals."""

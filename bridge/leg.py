@@ -297,8 +297,8 @@ class Leg:
         while self._asked and heard.at - at >= self._asked[0][0] - ROUNDING:
             self._answer(self._asked.popleft()[1])
             if self._late and not self._asked:
-                late, self._late = self._late, deque()
-                self.finalise(partial(_each, late))
+                self.finalise(partial(_each, list(self._late)))
+                self._late.clear()
         if self._turns.wants_flush and not self._asked:
             self._lease.flush()
 

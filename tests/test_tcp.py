@@ -10,6 +10,7 @@ import struct
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -393,3 +394,33 @@ async def test_a_peer_that_vanishes_is_noticed(start: Start) -> None:
     finally:
         subprocess.run(["ip", "link", "del", f"{name}a"], capture_output=True)
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_closing_with_something_unread_is_half_a_close_first() -> None:
+    """A whole one would be a reset, which can overtake the goodbye."""
+
+    class Port:
+        dropped = False
+
+        def drop(self, connection: object) -> None:
+            self.dropped = True
+
+    class Parted:
+        def parting(self, data: bytes) -> bool:
+            return True
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.send(bytes(5000))
+        port = Port()
+        connection: Any = Connection(port, ours, "h", Parted(), 0.0)  # type: ignore[arg-type]
+        connection.ingress = None
+        connection._part(b"")
+        assert not port.dropped and theirs.recv(1) == b""  # they see our end
+        connection.readable(1.0)
+        assert not port.dropped
+        theirs.shutdown(socket.SHUT_WR)
+        for _ in range(2):
+            connection.readable(1.0)
+        assert port.dropped

@@ -218,3 +218,17 @@ def test_encoded_speech_survives_mu_law() -> None:
     """What the tests above rely on."""
     samples = speech([1])
     assert np.abs(samples.astype(int)).max() > 1000
+
+
+def test_a_timestamp_ahead_of_time_itself_makes_no_silence() -> None:
+    """Or each message could cost an hour of it."""
+    it = Twilio(Opening(), SocketRules(), 0.0)
+    it.text(json.dumps(start(["inbound"])).encode(), 1.0)
+    starts = []
+    for number, at in enumerate((0, 30_000, 3_500_000)):
+        media = {"track": "inbound", "chunk": str(number + 1), "timestamp": str(at)}
+        said = {"event": "media", "media": {**media, "payload": "/////w=="}}
+        (audio,) = it.text(json.dumps(said).encode(), 2.0)
+        assert isinstance(audio, LegAudio)
+        starts.append(audio.frame.start)
+    assert starts == [0, 240_000, 240_004]

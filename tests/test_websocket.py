@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -201,9 +201,9 @@ def test_a_cut_length_is_waited_for() -> None:
     assert pair.ours.receive(b"\x82\xff\x00", 1.0) == []
     pair.ours.receive(bytes(6) + b"\x02" + bytes(4) + b"ab", 1.0)
     assert pair.echo.heard_of == [b"ab"]
-    assert pair.ours.receive(b"\x82\xff\x01", 1.0) == []
+    assert pair.ours.receive(b"\x82\xff\x01" + bytes(6), 1.0) == []
     with pytest.raises(ProtocolError, match="exceeds"):
-        pair.ours.receive(bytes(7), 1.0)
+        pair.ours.receive(bytes(1), 1.0)
 
 
 @given(st.data())
@@ -404,6 +404,31 @@ async def test_without_a_key_nobody_comes_in() -> None:
             auth = b.server.socket_user.auth
             await until(lambda auth=auth: not len(auth), PATIENCE)
         assert b.server.recogniser.used == 0
+
+
+async def test_a_key_joins_its_own_calls_and_nobody_elses() -> None:
+    keys = [{"name": name, "secret": f"{name}-{KEY}"} for name in ("one", "two")]
+    async with bridge(websocket={"key": keys}) as b:
+        board = b.server.switchboard
+
+        async def stream(name: str, track: str) -> ClientConnection:
+            headers = {"X-API-Key": f"{name}-{KEY}"}
+            ws = await connect(f"{b.url}/twilio", additional_headers=headers)
+            await ws.send(json.dumps(start([track], callSid="CA1")))
+            return ws
+
+        first = await stream("one", "inbound")
+        await until(lambda: "CA1" in board.calls, PATIENCE)
+        other = await stream("two", "outbound")
+        await until(lambda: len(board.calls) == 2, PATIENCE)
+        second = await stream("one", "outbound")
+        await until(lambda: board.lines == 3, PATIENCE)
+        assert set(board.calls["CA1"].legs) == {"caller", "callee"} and len(board.calls) == 2
+        (stranger,) = [call for id, call in board.calls.items() if id != "CA1"]
+        assert stranger.info.extra["call"] == "CA1" and set(stranger.legs) == {"callee"}
+        for ws in (first, other, second):
+            await ws.close()
+        await b.over(2)
 
 
 async def test_pages_of_others_do_not_come_in() -> None:
