@@ -17,8 +17,10 @@ from bridge.types import (
     EndOfTurn,
     Final,
     LegName,
+    Listened,
     Partial,
     Pressed,
+    RuleFired,
     Started,
     Word,
 )
@@ -380,3 +382,25 @@ def test_long_calls_cost_no_memory():
         talk.final("4 1 uh 1 1")
     assert len(leg.words) <= KEPT + 8
     assert talk.stream.held <= 5
+
+
+def test_a_rule_tells_that_it_fired_and_not_on_what() -> None:
+    talk = Talk()
+    talk.final("my card is 4111 1111 1111 1111 goodbye and thanks")
+    words = talk.given[0].body.words
+    talk.put(RuleFired("card", "setvar", "done", "", 0, 0, "4111 1111", "4111 1111", words))
+    talk.turn_ends()
+    fired = next(e.body for e in talk.out if isinstance(e.body, RuleFired))
+    assert (fired.rule, fired.outcome) == ("card", "done")
+    assert (fired.matched, fired.text, fired.words) == ("", "", ())
+    assert "4111" not in repr(talk.out)
+
+
+def test_a_dialplan_that_listens_is_not_told_a_card_either() -> None:
+    """Neither in the turn's text nor in what it waits for, and nothing waits for more words."""
+    talk = Talk(call=CallInfo("c-1", listening=True))
+    talk.final("four one one one one one one one one one one one one one one one")
+    talk.put(EndOfTurn(0, "four one one one one …", 0.0, 16.0, "pause"))
+    talk.put(Listened("heard", "four one one one one one one one one one one one one one one one"))
+    told = next(e.body for e in talk.out if isinstance(e.body, Listened))
+    assert (told.status, told.text) == ("heard", "[card]")

@@ -60,7 +60,8 @@ def test_every_protocol_loads_and_is_counted_by_its_name(path: str) -> None:
 def test_each_vendors_key_is_found_where_it_puts_it(path: str, header: str, value: str) -> None:
     kind = kind_of(path)
     assert kind is not None
-    (found,) = kind.find(Knock(path, {}, {header: value}, "192.0.2.1"), ("Modal-Key", "Modal-Secret"))
+    pair = ("Modal-Key", "Modal-Secret")
+    (found,) = kind.find(Knock(path, {}, {header: value}, "192.0.2.1"), pair)
     assert getattr(found, "value", "") == "secret"
 
 
