@@ -15,7 +15,7 @@ from bridge.ami_user import AmiUser
 from bridge.audio.resample import Bank
 from bridge.audiosocket_user import AudioSocketUser
 from bridge.config import AudioSocketSettings, Settings
-from bridge.desk import Desk, watch
+from bridge.desk import Desk
 from bridge.egress.esl import EslEgress
 from bridge.egress.log import LogEgress
 from bridge.egress.outbox import Outbox
@@ -44,6 +44,7 @@ from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent, IngressEvent, LeftCall
 from bridge.unicast import Unicasts
+from bridge.watched import watch
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,7 @@ ASSEMBLY = """
     supervisor
     taps
     unicast
+    watched
     webhook_command
     worker
 """
