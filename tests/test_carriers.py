@@ -222,7 +222,9 @@ class Stream:
 
 
 def starts(events: Sequence[SocketEvent]) -> list[int]:
-    return [event.frame.start for event in events if isinstance(event, LegAudio)]
+    """Where each 20 ms of 8 kHz audio lie; those that follow each other come as one frame."""
+    frames = [event.frame for event in events if isinstance(event, LegAudio)]
+    return [at for f in frames for at in range(f.start, f.start + len(f.samples), 160)]
 
 
 def of(events: Sequence[SocketEvent], kind: type) -> list[Any]:

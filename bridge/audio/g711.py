@@ -76,12 +76,12 @@ _ULAW_CODES, _ALAW_CODES = _ulaw_codes(), _alaw_codes()
 
 def decode_ulaw(data: bytes) -> Samples:
     """mu-law bytes → int16[len(data)]. Every byte is valid."""
-    return _ULAW_VALUES[np.frombuffer(data, np.uint8)]
+    return _ULAW_VALUES.take(np.frombuffer(data, np.uint8))
 
 
 def decode_alaw(data: bytes) -> Samples:
     """A-law bytes → int16[len(data)]. Every byte is valid."""
-    return _ALAW_VALUES[np.frombuffer(data, np.uint8)]
+    return _ALAW_VALUES.take(np.frombuffer(data, np.uint8))
 
 
 def encode_ulaw(samples: Samples) -> bytes:

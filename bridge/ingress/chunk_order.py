@@ -28,6 +28,9 @@ class ChunkOrder(Generic[T]):
         """What is now in order, this one maybe among it; None: it comes twice, or too late."""
         if number < self._next or number in self._held:
             return None
+        if not self._depth:  # nothing is waited for: what comes later is the next
+            self._next = number + 1
+            return [chunk]
         self._held[number] = chunk
         ready = self._ready()
         while len(self._held) > self._depth:  # the one before them does not come any more

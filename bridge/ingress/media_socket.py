@@ -103,6 +103,9 @@ class MediaSocket(Protocol):
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         """A text message, as UTF-8 that nobody has checked. Raises `SocketError`."""
 
+    def texts(self, messages: Sequence[bytes], now: float) -> Sequence[SocketEvent]:
+        """Text messages that came in one read. Raises `SocketError`."""
+
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         """A binary message. Raises `SocketError`."""
 
@@ -201,6 +204,14 @@ class MediaBase:
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         raise SocketError(WRONG_KIND, "this protocol has no text messages")
+
+    def texts(self, messages: Sequence[bytes], now: float) -> Sequence[SocketEvent]:
+        """One after the other, until it wants to leave."""
+        events: list[SocketEvent] = []
+        for message in messages:
+            if self.goodbye is None:
+                events += self.text(message, now)
+        return events
 
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         raise SocketError(WRONG_KIND, "this protocol has no binary messages")

@@ -179,6 +179,7 @@ class WebSocket:
         if self._rest:
             data, self._rest = self._rest + data, b""
         events: list[WebSocketEvent] = []
+        texts: list[bytes] = []  # in a row
         at, end = 0, len(data)
         while end - at >= 2 and not self._deaf:
             first, size = data[at], data[at + 1]
@@ -190,20 +191,46 @@ class WebSocket:
                 length = int.from_bytes(data[at + 2 : at + 2 + more], "big")
                 body += more
             if length > self._max or not size & 0x80:
-                events += self._by_library(data[at:], now)  # which knows what to answer
+                events += self._texts(texts, now)
+                if not self._deaf:
+                    events += self._by_library(data[at:], now)  # which knows what to answer
                 return events
             if end - body < length:
                 break
-            if (first == 0x81 or first == 0x82) and not self._parts:
+            whole = (first == 0x81 or first == 0x82) and not self._parts
+            if whole:
                 self._size = body + length - at
                 message = apply_mask(data[body : body + length], data[body - 4 : body])
-                events += self._message(first == 0x81, message, now)
+            if whole and first == 0x81:
+                texts.append(message)
             else:
-                events += self._by_library(data[at : body + length], now)
+                events += self._texts(texts, now)
+                if self._deaf:
+                    return events
+                if whole:
+                    events += self._message(False, message, now)
+                else:
+                    events += self._by_library(data[at : body + length], now)
             at = body + length
+        events += self._texts(texts, now)
         if not self._deaf:
             self._rest = data[at:]
         return events
+
+    def _texts(self, texts: list[bytes], now: float) -> Sequence[WebSocketEvent]:
+        """Messages in a row; empties the list."""
+        if not texts:
+            return ()
+        media = self.media
+        assert media is not None
+        try:
+            events = media.texts(texts, now)
+        except SocketError as e:
+            self._goodbye = (e.code, str(e))
+            raise
+        texts.clear()
+        self._say()
+        return self._unless_left(events)
 
     def _by_library(self, data: bytes, now: float) -> list[WebSocketEvent]:
         protocol = self._protocol
