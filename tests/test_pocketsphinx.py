@@ -384,7 +384,8 @@ async def test_audio_that_kills_is_given_up() -> None:
     async with started(command=fake(ECHO.format(feed=feed, keep="self.at"))) as engine:
         leg = Leg(engine)
         assert await leg.say([level(1), level(66), level(2)]) in ("1 2", "1")
-        assert engine.counters["died"] == 3
+        # two more where the block before it was answered only on the third try
+        assert 3 <= engine.counters["died"] <= 5
         assert leg.lease.dropped == 3 - len(leg.words)
 
 
