@@ -124,6 +124,14 @@ def test_audio_before_the_start_is_kept_within_a_bound() -> None:
     assert frames(audio) == [(0, 64000, 8000)]
 
 
+def test_nobody_gets_round_the_bound_with_large_messages_after_small_ones() -> None:
+    media = opened()
+    for message in [b"\xff"] * 60000 + [b""] * 1000 + [b"\xff" * 60000] * 9:
+        media.binary(message, 0.0)
+    _, *audio = media.text(started(), 1.0)
+    assert frames(audio) == [(0, 60000, 8000)]
+
+
 def test_samples_are_put_together_over_messages() -> None:
     media = opened()
     media.text(started("slin"), 0.0)

@@ -13,15 +13,16 @@ is one that call control announces, as AudioSocket's. Only HANGUP is ever sent, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bridge.audio.codecs import codec
 from bridge.ingress.media_socket import (
+    DIGITS,
     POLICY,
     LegDigit,
-    MediaBase,
     Opening,
     SocketError,
     SocketEvent,
@@ -32,7 +33,7 @@ from bridge.ingress.media_socket import (
     parse,
     words,
 )
-from bridge.ingress.raw_stream import RawStream
+from bridge.ingress.raw_stream import RawMedia
 from bridge.ingress.said import leg_name
 from bridge.types import CallInfo, LegName
 
@@ -55,19 +56,18 @@ EVENTS = frozenset({
     "MEDIA_MARK_PROCESSED", "STATUS",
 })  # fmt: skip
 """Of what we would send."""
-DIGITS = frozenset("0123456789*#ABCD")
 WHO = ("channel", "uniqueid", "linkedid", "caller", "callee", "context", "exten")
 HELD = 65536  # bytes of audio before MEDIA_START: 8 s of mu-law, 2 s of slin16
 
 
-class Asterisk(MediaBase):
+class Asterisk(RawMedia):
     """One channel of ``Dial(WebSocket/…)`` or of ARI's external media."""
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
         self._leg: LegName = "caller"
-        self._stream: RawStream | None = None
-        self._early: list[bytes] = []
+        self._early: deque[bytes] = deque()
+        self._held = 0  # bytes of it
         self._json = True
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
@@ -78,7 +78,7 @@ class Asterisk(MediaBase):
                 return self._start(said, now)
             case "DTMF_END":
                 digit = words(said, "digit")
-                if digit in DIGITS and self._stream is not None:
+                if digit in DIGITS and self.streaming:
                     return (LegDigit(self._leg, digit),)
                 return self.warn("bad_digit", "a digit that is none, or before MEDIA_START")
             case "ERROR":
@@ -104,11 +104,11 @@ class Asterisk(MediaBase):
             decoder = codec(*FORMATS[name])
         except ValueError as e:  # a library is not installed
             raise SocketError(POLICY, str(e)) from None
-        self._stream = RawStream(decoder, (self._leg,), now)
         began = self.begin(self._leg, call, self._info(said), query.get("uuid", ""))
-        self.next_at = self._stream.next_at
-        early, self._early = b"".join(self._early), []
-        return [began, *self._stream.feed(early, now)]
+        self.stream(decoder, (self._leg,), now)
+        early = b"".join(self._early)
+        self._early.clear()
+        return [began, *self.feed(early, now)]
 
     def _info(self, said: Mapping[str, Any]) -> CallInfo:
         """Who speaks; the WebSocket's own channel where nobody says."""
@@ -131,22 +131,17 @@ class Asterisk(MediaBase):
         )
 
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
-        if self._stream is not None:
-            audio = self._stream.feed(message, now)
-            self.next_at, self.until_block = self._stream.next_at, self._stream.until_block
-            return audio
+        if self.streaming:
+            return self.feed(message, now)
+        if not message:  # it would take room that no byte pays for
+            return ()
         self._early.append(message)
-        if sum(map(len, self._early)) > HELD:
-            self._early.pop(0)
-            return self.warn("early_media", "much audio before MEDIA_START; the oldest is lost")
-        return ()
-
-    def expire(self, now: float) -> Sequence[SocketEvent]:
-        if self._stream is None or now < self.next_at:
-            return super().expire(now)
-        audio = self._stream.fill(now)
-        self.next_at = self._stream.next_at
-        return audio
+        self._held += len(message)
+        if self._held <= HELD:
+            return ()
+        while self._held > HELD:
+            self._held -= len(self._early.popleft())
+        return self.warn("early_media", "much audio before MEDIA_START; the oldest is lost")
 
     def refused(self, leg: LegName, reason: str) -> None:
         self.hung_up(reason)

@@ -22,6 +22,7 @@ import numpy as np
 
 from bridge.audio import g711
 from bridge.ingress.media_socket import (
+    DIGITS,
     NEVER,
     POLICY,
     LegAsked,
@@ -46,7 +47,6 @@ LEGS: Mapping[str, LegName] = {"external": "caller", "internal": "callee"}
 CHANNELS = (["external", "internal"], ["internal", "external"], ["external"], ["internal"])
 """What we take, the best first."""
 NOBODY = "00000000-0000-0000-0000-000000000000"
-DIGITS = frozenset("0123456789*#ABCD")
 LAST_WORDS = 4.0  # s after which ``closed`` is said whatever is still to come; Genesys waits for 5
 CLOSE_WITHIN = 5.0  # s from our ``disconnect`` or ``closed`` to the client's close
 MAX_GAP = 3600.0  # s

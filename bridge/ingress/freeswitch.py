@@ -22,10 +22,10 @@ from typing import Any
 from bridge.audio.codecs import codec
 from bridge.contract import body
 from bridge.ingress.media_socket import (
+    DIGITS,
     INVALID,
     POLICY,
     LegDigit,
-    MediaBase,
     Opening,
     SocketError,
     SocketEvent,
@@ -36,21 +36,19 @@ from bridge.ingress.media_socket import (
     parse,
     words,
 )
-from bridge.ingress.raw_stream import RawStream
+from bridge.ingress.raw_stream import RawMedia
 from bridge.ingress.said import leg_name
 from bridge.types import CallEvent, CallInfo, Ended, EndOfTurn, Final, LegName, Partial
 
 MIXES: Mapping[str, int] = {"mono": 1, "mixed": 1, "stereo": 2}
-DIGITS = frozenset("0123456789*#ABCD")
 KNOWN = ("rate", "mix", "uuid", "call", "leg", "reply", "caller", "callee")
 
 
-class FreeSwitch(MediaBase):
+class FreeSwitch(RawMedia):
     """One fork of one channel."""
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
-        self._stream: RawStream | None = None
         self._mine: LegName = "caller"
         self._done = False  # the peer sends no more, and waits for the last words
         self._form = opening.query.get("reply", "fork" if opening.offered else "stream")
@@ -78,7 +76,6 @@ class FreeSwitch(MediaBase):
             decoder = codec("l16le", _rate(given.get("rate", "8000")))
         except ValueError as e:
             raise SocketError(POLICY, str(e)) from None
-        self._stream = RawStream(decoder, legs, now)
         info = CallInfo(
             id="",
             channel=channel,
@@ -87,7 +84,7 @@ class FreeSwitch(MediaBase):
             extra=extras(metadata, KNOWN),
         )
         began = [self.begin(leg, call, info) for leg in legs]
-        self.next_at = self._stream.next_at
+        self.stream(decoder, legs, now)
         return began
 
     def _legs(self, given: Mapping[str, Any]) -> tuple[LegName, ...]:
@@ -103,23 +100,13 @@ class FreeSwitch(MediaBase):
         began: Sequence[SocketEvent] = ()
         if not self._started:  # without metadata
             began = self._begin({}, now)
-        assert self._stream is not None
         if self._done:
             return began
         if not message:
             self._done = True
             self.next_at = float("inf")
             return [*began, *self.eof("hangup")]
-        audio = self._stream.feed(message, now)
-        self.next_at, self.until_block = self._stream.next_at, self._stream.until_block
-        return [*began, *audio]
-
-    def expire(self, now: float) -> Sequence[SocketEvent]:
-        if self._stream is None or now < self.next_at:
-            return super().expire(now)
-        audio = self._stream.fill(now)
-        self.next_at = self._stream.next_at
-        return audio
+        return [*began, *self.feed(message, now)]
 
     # -- back ------------------------------------------------------------------------------------
 

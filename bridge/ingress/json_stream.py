@@ -20,6 +20,7 @@ from bridge.ingress.arrival import until_block
 from bridge.ingress.byte_order import EitherOrder
 from bridge.ingress.chunk_order import HOLD, ChunkOrder
 from bridge.ingress.media_socket import (
+    DIGITS,
     INVALID,
     NEVER,
     POLICY,
@@ -41,7 +42,6 @@ SLACK = 0.01  # s: timestamps are in whole milliseconds, packets a little late o
 MAX_GAP = 3600.0  # s; beyond it a timestamp is nonsense
 AHEAD = 60.0  # s that it may be ahead of the time since the start; beyond that it is, too
 TOGETHER = frozenset({"pcmu", "pcma"})  # a byte is a sample, wherever payloads are cut
-DIGITS = frozenset("0123456789*#ABCD")
 TRACKS: Mapping[str, LegName] = {"inbound": "caller", "outbound": "callee"}
 TURNED: Mapping[str, LegName] = {"inbound": "callee", "outbound": "caller"}
 

@@ -22,6 +22,7 @@ from bridge.ingress.opening import Opening as Opening
 from bridge.ingress.opening import SocketRules as SocketRules
 from bridge.ingress.said import AWAY as AWAY
 from bridge.ingress.said import BUSY as BUSY
+from bridge.ingress.said import DIGITS as DIGITS
 from bridge.ingress.said import INVALID as INVALID
 from bridge.ingress.said import NORMAL as NORMAL
 from bridge.ingress.said import POLICY as POLICY

@@ -8,7 +8,7 @@ import numpy as np
 
 from bridge.audio.codecs import Codec
 from bridge.ingress.arrival import QUIET, Arrival, until_block
-from bridge.ingress.media_socket import LegAudio
+from bridge.ingress.media_socket import LegAudio, MediaBase, SocketEvent
 from bridge.types import Frame, LegName, Samples
 
 _NO_SAMPLES: Samples = np.zeros(0, np.int16)
@@ -60,3 +60,33 @@ class RawStream:
             return []
         frame = Frame(_NO_SAMPLES, self._codec.rate, self._arrival.clock)
         return [LegAudio(leg, frame) for leg in self._legs]
+
+
+class RawMedia(MediaBase):
+    """A protocol whose binary messages are its legs' audio, from `stream` on."""
+
+    _raw: RawStream | None = None
+
+    @property
+    def streaming(self) -> bool:
+        """Has the audio begun?"""
+        return self._raw is not None
+
+    def stream(self, decoder: Codec, legs: Sequence[LegName], now: float) -> None:
+        """What comes from now on is audio of these legs, which have begun."""
+        self._raw = RawStream(decoder, legs, now)
+        self.next_at = self._raw.next_at
+
+    def feed(self, message: bytes, now: float) -> Sequence[SocketEvent]:
+        """A message's audio."""
+        assert self._raw is not None
+        audio = self._raw.feed(message, now)
+        self.next_at, self.until_block = self._raw.next_at, self._raw.until_block
+        return audio
+
+    def expire(self, now: float) -> Sequence[SocketEvent]:
+        if self._raw is None or now < self.next_at:
+            return super().expire(now)
+        audio = self._raw.fill(now)
+        self.next_at = self._raw.next_at
+        return audio

@@ -6,11 +6,7 @@ number, no time stamp, no SSRC and no goodbye. So what comes is heard in the ord
 comes, at once; a lost datagram cannot be told from a pause, and two that changed places are heard
 so. Loopback or one switched network is the place for it; `bridge.ingress.rtp` for any other.
 
-The leg's clock follows arrival, as AudioSocket's does (bridge/ingress/audiosocket.py): `origin` is
-the arrival time of sample 0, the earliest that any datagram has shown it to be. Audio that ends
-more than `GAP` behind its arrival is labelled later, and the leg fills the hole with silence. A
-burst after a stall is ahead of the clock and moves `origin` back, unless the lead is only what was
-filled in before (`debt`).
+The leg's clock follows arrival, as AudioSocket's does (bridge/ingress/arrival.py).
 
 Who is heard: one address (`RawSource`). Without sequence numbers a stranger's stream looks like the
 peer's, so the peer's host has to be announced; its port may be learnt from it.
@@ -25,15 +21,12 @@ from typing import Final
 import numpy as np
 
 from bridge.audio.codecs import Codec
+from bridge.ingress.arrival import QUIET, Arrival
 from bridge.ingress.rtp_source import Address, Network
 from bridge.ingress.rtp_types import RtpCounts
 from bridge.types import Audio, Closed, Frame, IngressEvent, Samples, Warned
 
 MAX_DATAGRAM: Final = 8192  # bytes; FreeSWITCH's largest frame
-GAP: Final = 0.16  # s that audio may be late before silence stands for it
-JITTER: Final = 0.04  # s that a datagram after a gap is late: else each gap would move the origin
-QUIET: Final = 0.25  # s without audio after which silence is filled in while it lasts
-DEBT_AGE: Final = 1.0  # s after which filled silence no longer explains a burst
 NO_SAMPLES: Samples = np.zeros(0, np.int16)
 
 SEQUENTIAL: Final = 4  # datagrams of one size that make a port the peer's, as for RTP …
@@ -52,19 +45,16 @@ class RawUdp:
     """
 
     __slots__ = (
-        "_clock", "_closed", "_codec", "_debt", "_filled_at", "_heard_at", "_invalid", "_received",
-        "_timeout", "next_at", "origin",
+        "_arrival", "_closed", "_codec", "_heard_at", "_invalid", "_received", "_timeout",
+        "next_at",
     )  # fmt: skip
 
     def __init__(self, codec: Codec, timeout: float, now: float) -> None:
-        self.origin = now  # arrival time of sample 0
         self.next_at = now + timeout
         self._codec = codec
         self._timeout = timeout
         self._closed = False
-        self._clock = 0  # samples
-        self._debt = 0.0  # s of silence filled in that late datagrams may still explain
-        self._filled_at = now
+        self._arrival = Arrival(now, codec.rate)
         self._heard_at = now
         self._received = self._invalid = 0
 
@@ -78,7 +68,7 @@ class RawUdp:
         """Datagrams and their times of arrival, in order. Those without a gap are one frame."""
         events: list[IngressEvent] = []
         parts: list[Samples] = []
-        start = self._clock
+        start = 0
         for data, now in datagrams:
             if self._closed:
                 break
@@ -86,7 +76,7 @@ class RawUdp:
             samples = self._decode(data, events)
             if samples is None:
                 continue
-            at = self._place(len(samples), now)
+            at = self._arrival.place(len(samples), self._codec.rate, now)
             if parts and at != start + sum(map(len, parts)):
                 events.append(self._frame(parts, start))
                 parts = []
@@ -107,26 +97,9 @@ class RawUdp:
                 events.append(Warned("bad_datagram", text))
             return None
         if not self._received:
-            self.origin = self._filled_at = self._heard_at
+            self._arrival.restart(self._heard_at)
         self._received += 1
         return self._codec.decode(data)
-
-    def _place(self, n: int, now: float) -> int:
-        """Where `n` samples that end now belong on the leg's clock, which they move on."""
-        rate = self._codec.rate
-        start = self._clock
-        lead = (start + n) / rate - (now - self.origin)
-        if lead < -GAP:
-            missing = -lead - JITTER
-            start += int(missing * rate)
-            self._debt += missing
-            self._filled_at = now
-        elif lead > self._debt:
-            self.origin -= lead - self._debt
-        if self._debt and lead < GAP and now - self._filled_at > DEBT_AGE:
-            self._debt = 0.0
-        self._clock = start + n
-        return start
 
     def _frame(self, parts: list[Samples], start: int) -> Audio:
         samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -145,27 +118,26 @@ class RawUdp:
         if now >= self._heard_at + self._timeout:
             return self.eof("timeout", now)
         events: list[IngressEvent] = []
-        rate = self._codec.rate
-        behind = now - self.origin - self._clock / rate
-        if self._received and behind > QUIET:
-            # Stay GAP behind, so that datagrams that are only late still fit.
-            missing = behind - GAP
-            self._clock += int(missing * rate)
-            self._debt += missing
-            self._filled_at = now
-            events.append(Audio(Frame(NO_SAMPLES, rate, self._clock)))
+        if self._received and self._arrival.fill(now):
+            events.append(Audio(Frame(NO_SAMPLES, self._codec.rate, self._arrival.clock)))
         self._arm()
         return events
 
     def _arm(self) -> None:
         gone = self._heard_at + self._timeout
-        quiet = self.origin + self.seconds + QUIET if self._received else gone
+        heard = self._arrival.origin + self._arrival.seconds
+        quiet = heard + QUIET if self._received else gone
         self.next_at = min(gone, quiet)
 
     @property
     def seconds(self) -> float:
         """How far the leg's clock has run."""
-        return self._clock / self._codec.rate
+        return self._arrival.seconds
+
+    @property
+    def origin(self) -> float:
+        """When sample 0 came."""
+        return self._arrival.origin
 
     # -- the end, and out ----------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import orjson
 from bridge.errors import ProtocolError
 from bridge.types import LegName
 
+DIGITS = frozenset("0123456789*#ABCD")
 MAX_TEXT = 200  # characters of a name or number that a peer says
 
 POLICY, INVALID, WRONG_KIND, TOO_LARGE, BUSY, NORMAL, AWAY = (

@@ -14,9 +14,9 @@ from typing import Any
 
 from bridge.audio.codecs import codec
 from bridge.ingress.media_socket import (
+    DIGITS,
     POLICY,
     LegDigit,
-    MediaBase,
     Opening,
     SocketError,
     SocketEvent,
@@ -26,21 +26,19 @@ from bridge.ingress.media_socket import (
     parse,
     words,
 )
-from bridge.ingress.raw_stream import RawStream
+from bridge.ingress.raw_stream import RawMedia
 from bridge.ingress.said import leg_name
 from bridge.types import CallInfo, LegName
 
-DIGITS = frozenset("0123456789*#ABCD")
 _FORM = re.compile(r"audio/l16; *rate=([0-9]{4,5})")
 
 
-class Vonage(MediaBase):
+class Vonage(RawMedia):
     """One leg into a conversation."""
 
     def __init__(self, opening: Opening, rules: SocketRules, now: float) -> None:
         super().__init__(opening, rules, now)
         self._leg: LegName = "caller"
-        self._stream: RawStream | None = None
 
     def text(self, message: bytes, now: float) -> Sequence[SocketEvent]:
         said = parse(message)
@@ -49,7 +47,7 @@ class Vonage(MediaBase):
                 return self._start(said, now)
             case "websocket:dtmf":
                 digit = words(said, "digit")
-                if digit in DIGITS and self._stream is not None:
+                if digit in DIGITS and self.streaming:
                     return (LegDigit(self._leg, digit),)
                 return self.warn("bad_digit", "a digit that is none, or before the start")
             case "websocket:cleared" | "websocket:notify":
@@ -77,20 +75,10 @@ class Vonage(MediaBase):
             extra=extras(said, ("event", "content-type", "leg", "call", "from", "to")),
         )
         began = self.begin(self._leg, call, info)
-        self._stream = RawStream(decoder, (self._leg,), now)
-        self.next_at = self._stream.next_at
+        self.stream(decoder, (self._leg,), now)
         return [began]
 
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:
-        if self._stream is None:
+        if not self.streaming:
             return self.warn("early_media", "audio before the start; it is passed over")
-        audio = self._stream.feed(message, now)
-        self.next_at, self.until_block = self._stream.next_at, self._stream.until_block
-        return audio
-
-    def expire(self, now: float) -> Sequence[SocketEvent]:
-        if self._stream is None or now < self.next_at:
-            return super().expire(now)
-        audio = self._stream.fill(now)
-        self.next_at = self._stream.next_at
-        return audio
+        return self.feed(message, now)
