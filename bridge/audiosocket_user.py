@@ -11,13 +11,14 @@ from bridge.line import Line
 from bridge.metrics import Metrics
 from bridge.switchboard import Switchboard
 from bridge.transport.connection import Connection
+from bridge.transport.tcp import Limits
 from bridge.types import Audio, Closed, Digit, IngressEvent, Opened, Warned
 
 log = logging.getLogger(__name__)
 
 
 class AudioSocketUser:
-    """Connections of the AudioSocket listener ↔ lines of the switchboard."""
+    """Implements `bridge.transport.connection.User`. `limits`: of its listener."""
 
     def __init__(
         self,
@@ -31,6 +32,12 @@ class AudioSocketUser:
             keepalive=settings.keepalive,
             uuid_deadline=settings.uuid_deadline,
             max_frame=settings.max_frame,
+        )
+        self.limits = Limits(
+            connections=settings.max_connections,
+            per_address=settings.max_connections_per_address,
+            allow=tuple(settings.allow),
+            peer_timeout=settings.peer_timeout,
         )
         self._switchboard = switchboard
         self._metrics = metrics

@@ -71,11 +71,9 @@ class Desk:
             checks["esl"] = self._server.esl.state
         if self._server.ari is not None:
             checks["ari"] = self._server.ari.state
-        if self._server.sockets is not None:
-            checks["websocket"] = "ok"
-        if self._server.shelves is not None:
-            checks["outbox"] = self._server.shelves.state
-        for outbox in self._server.outboxes:
+        if self._server.sinks.shelves is not None:
+            checks["outbox"] = self._server.sinks.shelves.state
+        for outbox in self._server.sinks.outboxes:
             checks[f"sink {outbox.name}"] = outbox.state
         return Health(
             ready=not reasons,
@@ -131,7 +129,7 @@ class Desk:
 
     def _finals(self, call: Call) -> Iterable[tuple[LegName, Final]]:
         """What HTTP may show."""
-        shown = self._server.shown
+        shown = self._server.sinks.shown
         return call.finals if shown is None else shown.of(call)
 
     def announce(self, announcement: Announcement) -> float:
@@ -194,12 +192,12 @@ class Desk:
 
     async def recording(self, id: str, leg: str) -> Path | None:
         """GET /calls/{id}/recording/{leg}."""
-        recorder = self._server.recorder
+        recorder = self._server.sinks.recorder
         return None if recorder is None else await answered(recorder.find(id, leg))
 
     async def delete_recording(self, id: str) -> bool:
         """DELETE /calls/{id}/recording."""
-        recorder = self._server.recorder
+        recorder = self._server.sinks.recorder
         return recorder is not None and await answered(recorder.delete(id))
 
 

@@ -235,6 +235,22 @@ class Metrics:
             _Watch(f"{PREFIX}_{name}", documentation, read, labels, kind, failed.inc)
         )
 
+    def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """`watch` one number."""
+        self.watch(name, documentation, lambda: {(): read()})
+
+    def each(
+        self, name: str, documentation: str, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """`watch` a number for each value of one label: counters, if the name ends in _total."""
+        self.watch(
+            name,
+            documentation,
+            lambda: {(value,): n for value, n in read().items()},
+            [label],
+            "counter" if name.endswith("_total") else "gauge",
+        )
+
     def exposition(self) -> tuple[bytes, str]:
         """The text that Prometheus scrapes, and its content type."""
         families = list(self._registry.collect())

@@ -22,22 +22,19 @@ def watch_outbox(metrics: Metrics, shelves: Shelves) -> None:
     """Register it; everything is read at scrape time."""
     writer = shelves.writer
     store = writer.store
-    metrics.watch(
+    metrics.each(
         "outbox_events",
         "Events in the outbox's file: waiting for their sink, or dead letters.",
-        lambda: {("waiting",): store.rows - store.dead, ("dead",): store.dead},
-        ["state"],
+        "state",
+        lambda: {"waiting": store.rows - store.dead, "dead": store.dead},
     )
-    metrics.watch("outbox_bytes", "Of the file that are in use.", lambda: {(): store.size})
-    metrics.watch("outbox_full", "1: no new call is taken.", lambda: {(): store.fill})
-    metrics.watch(
-        "outbox_unwritten", "Changes that wait for the disk.", lambda: {(): writer.waiting}
-    )
-    metrics.watch("outbox_up", "1 when the file can be written.", lambda: {(): not writer.trouble})
-    metrics.watch(
+    metrics.gauge("outbox_bytes", "Of the file that are in use.", lambda: store.size)
+    metrics.gauge("outbox_full", "1: no new call is taken.", lambda: store.fill)
+    metrics.gauge("outbox_unwritten", "Changes that wait for the disk.", lambda: writer.waiting)
+    metrics.gauge("outbox_up", "1 when the file can be written.", lambda: not writer.trouble)
+    metrics.each(
         "outbox_total",
         "What happened to the file; unstored: events that are kept in memory only.",
-        lambda: {(what,): n for what, n in writer.counters.items()},
-        ["what"],
-        "counter",
+        "what",
+        lambda: writer.counters,
     )

@@ -23,7 +23,7 @@ Put = Callable[[CallEvent], None]
 
 
 class Redaction:
-    """Between `Server.publish` and the sinks' queues. `clock` as the server's.
+    """Between `Sinks.publish` and the sinks' queues. `clock` as the server's.
 
     What fails costs the event that it failed at, never a word in the clear: what was said and
     pressed is dropped and counted, the rest goes out as it is.
@@ -121,8 +121,9 @@ class ShownFinals:
 
 def check(settings: Settings) -> None:
     """Raises `ConfigError` where something is to be redacted and its libraries are not there."""
-    wanted = [s.redact for s in (settings.log, settings.http, settings.ami, settings.esl) if s]
-    wanted += [hook.redact for hook in settings.webhook]
+    recording = settings.recording if settings.recording.enabled else None
+    links = (settings.ami, settings.esl, recording, *settings.webhook)
+    wanted = [section.redact for section in (settings.log, settings.http, *links) if section]
     missing = [name for name in ("stdnum", "phonenumbers") if find_spec(name) is None]
     if missing and any(wanted):
         raise ConfigError(

@@ -62,7 +62,7 @@ class Rules:
         self._waiting = 0  # firings, with those being done
         metrics.watch("rules_fired_total", "What rules did.", self._read, ["action", "outcome"],
                       "counter")  # fmt: skip
-        metrics.watch("rules_waiting", "Firings that wait.", lambda: {(): self._waiting})
+        metrics.gauge("rules_waiting", "Firings that wait.", lambda: self._waiting)
 
     def _read(self) -> dict[tuple[str, ...], float]:
         return {(a, o): float(self.counters[a, o]) for a in ACTIONS for o in OUTCOMES}

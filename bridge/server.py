@@ -7,9 +7,9 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from bridge import outbox_file, taps
+from bridge import taps
 from bridge.admission import Admission, Limit
 from bridge.ami_user import AmiUser
 from bridge.audio.resample import Bank
@@ -17,13 +17,9 @@ from bridge.audiosocket_user import AudioSocketUser
 from bridge.config import AudioSocketSettings, Settings
 from bridge.desk import Desk
 from bridge.egress.esl import EslEgress
-from bridge.egress.log import LogEgress
-from bridge.egress.outbox import Outbox
-from bridge.egress.webhook import Webhook
 from bridge.engine.choice import build, choose, objection
 from bridge.errors import Busy
 from bridge.http.app import HttpServer, make_app
-from bridge.http.live import Hub
 from bridge.ingress.rtp_types import BadMedia
 from bridge.interfaces import Egress, Recogniser
 from bridge.media import MediaAddress, MediaRequest
@@ -32,13 +28,13 @@ from bridge.pbx.ami import AmiLink
 from bridge.pbx.ami_tap import TapAsked
 from bridge.pbx.ari import AriLink
 from bridge.pbx.esl import EslLink
-from bridge.recorder.recorder import Recorder
 from bridge.redact.kinds import Kind
-from bridge.redacting import Redaction, ShownFinals, check
 from bridge.rtp_user import RtpUser
 from bridge.rules_desk import Rules
+from bridge.sinks import Sinks
 from bridge.socket_user import SocketUser
 from bridge.switchboard import Switchboard
+from bridge.transport.connection import E, User
 from bridge.transport.tcp import Limits, TcpPort
 from bridge.transport.websocket import WebSocketEvent
 from bridge.turns import TurnRules
@@ -51,7 +47,6 @@ log = logging.getLogger(__name__)
 BANK_ROWS = 64  # legs resampled in one product; more gain nothing
 EXPIRE_EVERY = 0.05  # s between looks at waits that are over
 ENGINE_WAIT = 5.0  # s that connections wait in the kernel for the engine before they are refused
-STORE_WAIT = 5.0  # s at the end for the outbox's file
 GOODBYE_WAIT = 1.0  # s at the end for peers to close; Asterisk takes 0.4 ms (ASTERISK §1.3)
 HURRIED_WAIT = 0.1  # s, after a second SIGTERM
 
@@ -67,25 +62,16 @@ class Server:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check(settings)
         self.settings = settings
         self.clock = clock
-        self.redaction = Redaction(settings.redaction, clock)
-        self.shown: ShownFinals | None = None  # by HTTP, where that is redacted
-        self.recorder: Recorder | None = None
-        if settings.recording.enabled:
-            self.recorder = Recorder(settings.recording, time.time)
-            self.redaction.add(settings.recording.redact, self.recorder.put)
         self.metrics = Metrics()
-        self.choice = None if recogniser else choose(settings.engine)
-        self.recogniser = recogniser or build(settings.engine, self.choice)
-        self.recogniser.on_step = self.metrics.step
         self.began = time.monotonic()
         self.loaded = False
         self.draining = False
         self._closed = False
-        self.outboxes: list[Outbox] = []
-        self.shelves = outbox_file.make(settings.outbox)
+        self._hurry = asyncio.Event()
+        self._expirer: asyncio.Task[None] | None = None
+        self._left: list[tuple[Sequence[LeftCall], Sequence[str]]] = []
         self._ami = AmiUser(
             settings.ami,
             lambda: self.switchboard,
@@ -93,21 +79,61 @@ class Server:
             on_tap=self._tap_for_ami if settings.ari is not None else None,
         )
         self.link: AmiLink | None = self._ami.link
-        self.esl: EslLink | None = None
-        self.ari: AriLink | None = None
-        self._unicasts: Unicasts | None = None
+        self.esl = EslLink(settings.esl) if settings.esl is not None else None
+        self.sinks = self._make_sinks(sinks)
+        self.choice = None if recogniser else choose(settings.engine)
+        self.recogniser = recogniser or build(settings.engine, self.choice)
+        self.recogniser.on_step = self.metrics.step
+        bank = Bank(BANK_ROWS)
+        self.switchboard: Switchboard = self._make_switchboard(bank)
+        audiosocket = settings.audiosocket or AudioSocketSettings()
+        self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
         self.port: TcpPort[IngressEvent] | None = None
+        self.socket_user: SocketUser | None = None
         self.sockets: TcpPort[WebSocketEvent] | None = None
+        if settings.websocket is not None:
+            self.socket_user = SocketUser(
+                settings.websocket,
+                self.switchboard,
+                self.metrics,
+                bank,
+                clock=clock,
+                pages=settings.http.listen,
+            )
         self.rtp: RtpUser | None = None
+        self._unicasts: Unicasts | None = None
+        if settings.rtp is not None:
+            self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
+            if self.esl is not None:
+                self._unicasts = Unicasts(self.esl, self.rtp.source)
+        self.ari: AriLink | None = taps.make(settings, self.switchboard, self.metrics, self.rtp)
         self.http: HttpServer | None = None
-        self._expirer: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
-        self.hub = Hub()
-        self.redaction.add(settings.http.redact, self.hub.publish)
+        self.rules = Rules(settings, self.switchboard, self.metrics, self.link, self.esl)
+
+    def _make_sinks(self, given: Sequence[Egress]) -> Sinks:
+        ami, esl = self.settings.ami, self.settings.esl
+        links: list[tuple[Egress, Sequence[Kind]]] = []
+        if self._ami.egress is not None and ami is not None:
+            links.append((self._ami.egress, ami.redact))
+        if self.esl is not None and esl is not None:
+            links.append((EslEgress(self.esl, esl), esl.redact))
+        sinks = Sinks(
+            self.settings,
+            given,
+            links,
+            find=lambda call_id: self.switchboard.find(call_id),
+            delivered=lambda seconds: self.metrics.word_latency("deliver", seconds),
+            clock=self.clock,
+        )
+        if sinks.shelves is not None:
+            sinks.shelves.on_calls = self._left_by_another
+        return sinks
+
+    def _make_switchboard(self, bank: Bank) -> Switchboard:
+        settings, recorder = self.settings, self.sinks.recorder
         audiosocket = settings.audiosocket or AudioSocketSettings()
         someone_joins = settings.ami is not None or audiosocket.admission == "announced"
-        bank = Bank(BANK_ROWS)
-        self.switchboard: Switchboard = Switchboard(
+        return Switchboard(
             self.recogniser,
             Admission(
                 mode=audiosocket.admission,
@@ -122,64 +148,14 @@ class Server:
             TurnRules(**settings.turns.model_dump()),
             publish=self.publish,
             count=self.metrics,
-            clock=clock,
+            clock=self.clock,
             wall=time.time,
             bank=bank,
             part=self._ami.farewells.part,
             objection=self._objection,
-            room=self._room,
-            **({"on_leg": self.recorder.leg} if self.recorder else {}),
+            room=lambda: self.sinks.room,
+            **({"on_leg": recorder.leg} if recorder else {}),
         )
-        self._left: list[tuple[Sequence[LeftCall], Sequence[str]]] = []
-        if self.shelves is not None:
-            self.shelves.on_calls = self._left_by_another
-        self._user = AudioSocketUser(audiosocket, self.switchboard, self.metrics, bank)
-        self.socket_user: SocketUser | None = None
-        if settings.websocket is not None:
-            self.socket_user = SocketUser(
-                settings.websocket,
-                self.switchboard,
-                self.metrics,
-                bank,
-                clock=clock,
-                pages=settings.http.listen,
-            )
-        if settings.rtp is not None:
-            self.rtp = RtpUser(settings.rtp, self.switchboard, self.metrics, bank, clock)
-        self.ari = taps.make(settings, self.switchboard, self.metrics, self.rtp)
-        self._make_sinks(sinks)
-        self.rules = Rules(settings, self.switchboard, self.metrics, self.link, self.esl)
-
-    def _make_sinks(self, more: Sequence[Egress]) -> None:
-        settings = self.settings
-
-        def add(
-            sink: Egress, redact: Collection[Kind] = (), limit: int = 10_000, *, kept: bool = True
-        ) -> None:
-            shelf = self.shelves.shelf(sink.name) if self.shelves is not None and kept else None
-            outbox = Outbox(sink, limit=limit, delivered=self._delivered, shelf=shelf)
-            self.outboxes.append(outbox)
-            self.redaction.add(redact, outbox.put)
-
-        for sink in more:
-            add(sink)
-        # The log never fails, and needs nothing on the disk.
-        add(LogEgress(transcripts=settings.log.transcripts), settings.log.redact, kept=False)
-        if settings.http.redact:
-            self.shown = ShownFinals(self.switchboard.find)
-            self.redaction.add(settings.http.redact, self.shown.put)
-        if self._ami.egress is not None and settings.ami is not None:
-            add(self._ami.egress, settings.ami.redact)
-        if settings.esl is not None:
-            self.esl = EslLink(settings.esl)
-            add(EslEgress(self.esl, settings.esl), settings.esl.redact)
-            if self.rtp is not None:
-                self._unicasts = Unicasts(self.esl, self.rtp.source)
-        for hook in settings.webhook:
-            add(Webhook(hook), hook.redact, hook.queue)
-
-    def _delivered(self, seconds: float) -> None:
-        self.metrics.word_latency("deliver", seconds)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -196,22 +172,21 @@ class Server:
                 Desk(self),
                 token=token.get_secret_value() if token else None,
                 hosts=self.settings.http.hosts,
-                hub=self.hub,
+                hub=self.sinks.hub,
             )
             self.http = HttpServer(app, listeners["http"])
             await self.http.start()
-        if self.shelves is not None:
-            await self.shelves.start()
-        for outbox in self.outboxes:
-            await outbox.start()
+        await self.sinks.start()
         if self.link is not None:
             await self.link.start()
         if self.esl is not None:
             await self.esl.start()
         if "audiosocket" in listeners:
-            self._make_port(listeners["audiosocket"])
+            self.port = self._port(listeners["audiosocket"], self._user, self._user.limits)
         if "websocket" in listeners and self.socket_user is not None:
-            self._make_sockets(listeners["websocket"], self.socket_user)
+            self.sockets = self._port(
+                listeners["websocket"], self.socket_user, self.socket_user.limits
+            )
             if self.socket_user.keys is not None:
                 self.socket_user.keys.start()
         watch(self)
@@ -236,38 +211,11 @@ class Server:
             self.choice.why if self.choice else "given",
         )
 
-    def _make_port(self, sock: socket.socket) -> None:
-        settings = self.settings.audiosocket or AudioSocketSettings()
-        self.port = TcpPort(
-            sock,
-            self._user,
-            Limits(
-                connections=settings.max_connections,
-                per_address=settings.max_connections_per_address,
-                allow=tuple(settings.allow),
-                peer_timeout=settings.peer_timeout,
-            ),
-            clock=self.clock,
-            lateness=self.metrics.lateness,
-        )
-        self.port.start()
-        self.port.listen(False)  # until `_open`
-
-    def _make_sockets(self, sock: socket.socket, user: SocketUser) -> None:
-        assert self.settings.websocket is not None
-        settings = self.settings.websocket
-        self.sockets = TcpPort(
-            sock,
-            user,
-            Limits(
-                connections=settings.max_connections,
-                per_address=settings.max_connections_per_address,
-            ),
-            clock=self.clock,
-            lateness=self.metrics.lateness,
-        )
-        self.sockets.start()
-        self.sockets.listen(False)  # until `_open`
+    def _port(self, sock: socket.socket, user: User[E], limits: Limits) -> TcpPort[E]:
+        port = TcpPort(sock, user, limits, clock=self.clock, lateness=self.metrics.lateness)
+        port.start()
+        port.listen(False)  # until `_open`
+        return port
 
     @property
     def _ports(self) -> list[TcpPort[IngressEvent] | TcpPort[WebSocketEvent]]:
@@ -345,16 +293,10 @@ class Server:
         if self._expirer is not None:
             self._expirer.cancel()
         timeout = 0.0 if self._hurry.is_set() else self.settings.service.flush_timeout
-        left = await asyncio.gather(*(outbox.close(timeout) for outbox in self.outboxes))
-        for outbox, n in zip(self.outboxes, left, strict=True):
-            if n:
-                log.error("%s: %d events were not delivered", outbox.name, n)
+        await self.sinks.flush(timeout)
         await self.rules.close()
-        if self.recorder is not None and not await asyncio.to_thread(self.recorder.close, timeout):
-            log.error("recording: %d bytes were not written", self.recorder.queued)
         self._ami.farewells.close()
-        if self.shelves is not None:
-            await self.shelves.close(STORE_WAIT)
+        await self.sinks.close(timeout)
         if self.link is not None:
             await self.link.close()
         if self.esl is not None:
@@ -385,9 +327,7 @@ class Server:
             await asyncio.sleep(EXPIRE_EVERY)
             try:
                 self.switchboard.expire(self.clock())
-                self.redaction.expire()
-                if self.recorder is not None:
-                    self.recorder.expire(self.clock())
+                self.sinks.expire(self.clock())
                 if self.rtp is not None:
                     self.rtp.sockets.expire(self.clock())
             except Exception:
@@ -400,22 +340,13 @@ class Server:
         return tap(asked) if tap is not None else None
 
     def publish(self, event: CallEvent) -> None:
-        """To every sink, redacted where its settings say so; then to the rules, unredacted.
-
-        What redaction holds back for a moment is not on the disk meanwhile: not in the clear.
-        """
-        if self.shelves is not None:
-            self.shelves.publish(event, self.redaction.publish)
-        else:
-            self.redaction.publish(event)
+        """To every sink, redacted where its settings say so; then to the rules, unredacted."""
+        self.sinks.publish(event)
         self.rules.take(event)
-
-    def _room(self) -> bool:
-        return self.shelves is None or self.shelves.room
 
     def _objection(self) -> Busy | None:
         """What is against a new call: the engine's pace, or a disk that is full."""
-        if not self._room():
+        if not self.sinks.room:
             return Busy("outbox", "the outbox's file is full")
         return objection(self.recogniser)
 

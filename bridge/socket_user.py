@@ -32,6 +32,7 @@ from bridge.socket_session import Session, SocketLeg
 from bridge.switchboard import Switchboard
 from bridge.tls import Certificate
 from bridge.transport.connection import Connection, StreamIngress
+from bridge.transport.tcp import Limits
 from bridge.transport.tls import Tls
 from bridge.transport.websocket import Knocked, WebSocket, WebSocketEvent
 from bridge.types import Announcement, Closed, LegName, Warned
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class SocketUser:
-    """Implements `bridge.transport.connection.User`."""
+    """Implements `bridge.transport.connection.User`. `limits`: of its listener."""
 
     def __init__(
         self,
@@ -52,6 +53,10 @@ class SocketUser:
         pages: Address | None = None,
     ) -> None:
         self._settings = settings
+        self.limits = Limits(
+            connections=settings.max_connections,
+            per_address=settings.max_connections_per_address,
+        )
         self.auth = Auth(settings, pages=[pages] if pages is not None else [])
         self.keys = make_keys(self.auth, settings.jwt)
         self.certificate: Certificate | None = None

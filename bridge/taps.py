@@ -76,22 +76,9 @@ def address(ari: AriSettings, audiosocket: AudioSocketSettings | None) -> str:
 
 def _watch(link: AriLink, metrics: Metrics) -> None:
     """What Prometheus reads of it."""
-
-    def gauge(name: str, text: str, read: Callable[[], float]) -> None:
-        metrics.watch(name, text, lambda: {(): read()})
-
-    gauge("ari_up", "1 when ARI's events come.", lambda: link.state == "up")
-    gauge("ari_channels", "Channels in Asterisk that are known.", lambda: len(link.taps.channels))
-    metrics.watch(
-        "taps",
-        "Legs that ARI taps, or should.",
-        lambda: {(state,): float(n) for state, n in link.taps.states().items()},
-        ["state"],
+    metrics.gauge("ari_up", "1 when ARI's events come.", lambda: link.state == "up")
+    metrics.gauge(
+        "ari_channels", "Channels in Asterisk that are known.", lambda: len(link.taps.channels)
     )
-    metrics.watch(
-        "ari_total",
-        "What happened between us and ARI.",
-        lambda: {(what,): float(n) for what, n in link.counters.copy().items()},
-        ["what"],
-        "counter",
-    )
+    metrics.each("taps", "Legs that ARI taps, or should.", "state", link.taps.states)
+    metrics.each("ari_total", "What happened between us and ARI.", "what", link.counters.copy)

@@ -2,141 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bridge.desk import Desk, remember_model
 from bridge.outbox_file import watch_outbox
 
 if TYPE_CHECKING:
+    from bridge.metrics import Metrics
     from bridge.rtp_user import RtpUser
     from bridge.server import Server
+    from bridge.sinks import Sinks
 
 
 def watch(server: Server) -> None:
     """Register it."""
     remember_model(server)
-    board, engine, boxes = server.switchboard, server.recogniser, server.outboxes
-    link, esl, port = server.link, server.esl, server.port
+    _calls(server)
+    _engine(server)
+    _sinks(server.metrics, server.sinks)
+    _links(server)
+    _listeners(server)
+    if server.rtp is not None:
+        _rtp(server.metrics, server.rtp)
 
-    def gauge(name: str, text: str, read: Callable[[], float]) -> None:
-        server.metrics.watch(name, text, lambda: {(): read()})
 
-    def counts(name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
-        server.metrics.watch(
-            name, text, lambda: {(k,): n for k, n in read().items()}, [label], "counter"
-        )
-
-    def total(name: str, text: str) -> None:
-        server.metrics.watch(
-            f"{name}_total", text, lambda: {(): _total(server, name)}, (), "counter"
-        )
-
-    gauge("calls", "Calls that are up.", lambda: len(board.calls))
-    gauge("legs", "Legs that are up.", lambda: board.lines)
-    gauge("lines_waiting", "Connections not yet joined to a call.", lambda: board.waiting)
-    gauge("slots_reserved", "Slots kept for announced legs.", lambda: board.gate.reserved)
-    counts("reservations_total", "What became of them.", lambda: board.gate.counters, "what")
+def _calls(server: Server) -> None:
+    metrics, board = server.metrics, server.switchboard
+    gate = board.gate
+    metrics.gauge("calls", "Calls that are up.", lambda: len(board.calls))
+    metrics.gauge("legs", "Legs that are up.", lambda: board.lines)
+    metrics.gauge("lines_waiting", "Connections not yet joined to a call.", lambda: board.waiting)
+    metrics.gauge("slots_reserved", "Slots kept for announced legs.", lambda: gate.reserved)
+    metrics.each("reservations_total", "What became of them.", "what", lambda: gate.counters)
     if server.settings.limit:
-        server.metrics.watch(
+        metrics.each(
             "limit_calls",
             "Calls that count for a [[limit]], those reserved for included.",
-            lambda: {(name,): n for name, n in board.gate.calls().items()},
-            ["limit"],
+            "limit",
+            gate.calls,
         )
-        counts("limit_refused_total", "Calls over it.", lambda: board.gate.refused, "limit")
-    gauge("ready", "1 when ready for calls.", lambda: Desk(server).health().ready)
-    total("frames", "Audio messages heard.")
-    total("blocks_dropped", "80 ms blocks that the engine was too slow for.")
-    server.metrics.watch(
+        metrics.each("limit_refused_total", "Calls over it.", "limit", lambda: gate.refused)
+    _total(server, "frames", "Audio messages heard.")
+    _total(server, "blocks_dropped", "80 ms blocks that the engine was too slow for.")
+
+
+def _engine(server: Server) -> None:
+    metrics, engine = server.metrics, server.recogniser
+    metrics.gauge("ready", "1 when ready for calls.", lambda: Desk(server).health().ready)
+    metrics.each(
         "slots",
         "Slots of the engine.",
-        lambda: {("used",): engine.used, ("free",): engine.slots - engine.used},
-        ["state"],
+        "state",
+        lambda: {"used": engine.used, "free": engine.slots - engine.used},
     )
-    counts("engine_total", "What happened to the engine.", lambda: engine.counters, "what")
-    server.metrics.watch(
-        "sink_queue",
-        "Events that wait.",
-        lambda: {(box.name,): box.queued for box in boxes},
-        ["sink"],
+    metrics.each("engine_total", "What happened to the engine.", "what", lambda: engine.counters)
+
+
+def _sinks(metrics: Metrics, sinks: Sinks) -> None:
+    boxes, redaction, recorder = sinks.outboxes, sinks.redaction, sinks.recorder
+    metrics.each(
+        "sink_queue", "Events that wait.", "sink", lambda: {box.name: box.queued for box in boxes}
     )
-    server.metrics.watch(
+    metrics.watch(
         "sink_events_total",
         "What became of events.",
         lambda: {(box.name, what): n for box in boxes for what, n in box.counters.items()},
         ["sink", "outcome"],
         "counter",
     )
-    redaction, recorder = server.redaction, server.recorder
-    counts("redaction_total", "What sinks were not told.", lambda: redaction.counters, "what")
-    gauge("redaction_held", "Events that may hold a number begun.", lambda: redaction.held)
+    metrics.each("redaction_total", "What sinks were not told.", "what", lambda: redaction.counters)
+    metrics.gauge("redaction_held", "Events that may hold a number begun.", lambda: redaction.held)
     if recorder is not None:
-        counts("recording_total", "What became of recordings.", lambda: recorder.counters, "what")
-        gauge("recording_queue_bytes", "Audio that waits.", lambda: recorder.queued)
-    if server.shelves is not None:
-        watch_outbox(server.metrics, server.shelves)
+        metrics.each(
+            "recording_total", "What became of recordings.", "what", lambda: recorder.counters
+        )
+        metrics.gauge("recording_queue_bytes", "Audio that waits.", lambda: recorder.queued)
+    if sinks.shelves is not None:
+        watch_outbox(metrics, sinks.shelves)
+
+
+def _links(server: Server) -> None:
+    metrics, link, esl = server.metrics, server.link, server.esl
     if link is not None:
-        gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
-        counts("ami_total", "What happened on the AMI connection.", lambda: link.counters, "what")
+        metrics.gauge("ami_up", "1 when logged in.", lambda: link.state == "up")
+        metrics.each(
+            "ami_total", "What happened on the AMI connection.", "what", lambda: link.counters
+        )
     if esl is not None:
-        gauge("esl_up", "1 when logged in.", lambda: esl.state == "up")
-        counts("esl_total", "What happened on the event socket.", lambda: esl.counters, "what")
-    if server.sockets is not None and server.socket_user is not None:
-        sockets, auth = server.sockets, server.socket_user.auth
-        gauge("websockets", "Open WebSockets.", lambda: sockets.connections)
-        counts("websocket_total", "What happened there.", lambda: sockets.counters, "what")
-        counts("websocket_auth_total", "Who was let in, or not.", lambda: auth.counters, "what")
-    if server.rtp is not None:
-        _watch_rtp(server, server.rtp)
+        metrics.gauge("esl_up", "1 when logged in.", lambda: esl.state == "up")
+        metrics.each(
+            "esl_total", "What happened on the event socket.", "what", lambda: esl.counters
+        )
+
+
+def _listeners(server: Server) -> None:
+    metrics, port, sockets = server.metrics, server.port, server.sockets
+    if sockets is not None and server.socket_user is not None:
+        auth = server.socket_user.auth
+        metrics.gauge("websockets", "Open WebSockets.", lambda: sockets.connections)
+        metrics.each("websocket_total", "What happened there.", "what", lambda: sockets.counters)
+        metrics.each(
+            "websocket_auth_total", "Who was let in, or not.", "what", lambda: auth.counters
+        )
     if port is not None:
-        gauge("connections", "Open sockets of the AudioSocket listener.", lambda: port.connections)
-        counts("audiosocket_total", "What happened there.", lambda: port.counters, "what")
+        metrics.gauge(
+            "connections",
+            "Open sockets of the AudioSocket listener.",
+            lambda: port.connections,
+        )
+        metrics.each("audiosocket_total", "What happened there.", "what", lambda: port.counters)
 
 
-def _watch_rtp(server: Server, rtp: RtpUser) -> None:
-    watch = server.metrics.watch
-    watch(
+def _rtp(metrics: Metrics, rtp: RtpUser) -> None:
+    metrics.each(
         "rtp_ports",
         "UDP ports of [rtp].",
+        "state",
         lambda: {
-            ("announced",): rtp.ports.waiting,
-            ("heard",): len(rtp.ports) - rtp.ports.waiting,
-            ("resting",): rtp.sockets.resting,
-            ("free",): rtp.sockets.free,
+            "announced": rtp.ports.waiting,
+            "heard": len(rtp.ports) - rtp.ports.waiting,
+            "resting": rtp.sockets.resting,
+            "free": rtp.sockets.free,
         },
-        ["state"],
     )
-    watch(
+    metrics.each(
         "rtp_packets_total",
         "What became of packets; foreign: not the peer's, or no room in the kernel.",
+        "what",
         lambda: {
-            **{(name,): n for name, n in rtp.totals().items() if name != "concealed"},
-            ("foreign",): rtp.ports.strangers,
+            **{name: n for name, n in rtp.totals().items() if name != "concealed"},
+            "foreign": rtp.ports.strangers,
         },
-        ["what"],
-        "counter",
     )
-    watch(
+    metrics.watch(
         "rtp_concealed_seconds_total",
         "Audio that nobody sent.",
         lambda: {(): rtp.totals()["concealed"]},
         (),
         "counter",
     )
-    watch(
-        "rtp_total",
-        "What happened at the ports.",
-        lambda: {(what,): n for what, n in rtp.ports.counters.items()},
-        ["what"],
-        "counter",
-    )
+    metrics.each("rtp_total", "What happened at the ports.", "what", lambda: rtp.ports.counters)
 
 
-def _total(server: Server, name: str) -> float:
-    live: float = sum(
-        getattr(leg.counts(), name)
-        for call in server.switchboard.calls.values()
-        for leg in call.legs.values()
-    )
-    return live + server.switchboard.totals[name]
+def _total(server: Server, name: str, text: str) -> None:
+    """Of all legs, those of ended calls included."""
+    board = server.switchboard
+
+    def read() -> dict[tuple[str, ...], float]:
+        legs = (leg for call in board.calls.values() for leg in call.legs.values())
+        return {(): board.totals[name] + sum(getattr(leg.counts(), name) for leg in legs)}
+
+    server.metrics.watch(f"{name}_total", text, read, (), "counter")

@@ -36,6 +36,7 @@ ASSEMBLY = """
     rtp_user
     rules_desk
     server
+    sinks
     socket_kinds
     socket_session
     socket_user

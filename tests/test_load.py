@@ -22,6 +22,9 @@ def test_latency_is_that_of_the_last_words() -> None:
 
 async def test_the_health_of_a_bridge_with_websockets() -> None:
     async with bridge() as b:
+        b.server.loaded = False
+        assert Desk(b.server).health().checks["websocket"] == "loading"
+        b.server.loaded = True
         health = Desk(b.server).health()
     assert health.checks["websocket"] == "ok"
     assert health.model == {"model_size": "tones", "device": "cpu", "compute_type": "default"}

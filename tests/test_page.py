@@ -79,7 +79,7 @@ async def test_events_come_as_they_happen(served: Bridge) -> None:
                     if types[-1] == "call.ended":
                         break
     assert types[0] == "call.started" and "transcript.final" in types
-    await until(lambda: not served.server.hub.watchers, PATIENCE)
+    await until(lambda: not served.server.sinks.hub.watchers, PATIENCE)
 
 
 def test_who_watches_too_slowly_loses_the_oldest_and_is_told() -> None:

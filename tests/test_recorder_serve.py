@@ -54,8 +54,8 @@ class Up:
 
     @property
     def counters(self) -> dict[str, int]:
-        assert self.server.recorder is not None
-        return dict(self.server.recorder.counters)
+        assert self.server.sinks.recorder is not None
+        return dict(self.server.sinks.recorder.counters)
 
 
 @pytest.fixture

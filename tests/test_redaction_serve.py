@@ -136,7 +136,7 @@ async def test_what_is_redacted_is_nowhere(redact, caplog):
         answers += [
             (await http(ports["http"], path))[1] for path in ("/metrics", "/calls", "/health")
         ]
-        await until(lambda: not any(box.queued for box in server.outboxes))
+        await until(lambda: not any(box.queued for box in server.sinks.outboxes))
         said = [json.loads(body) for body in posted]
     everything = {
         "webhook": b"\n".join(posted).decode(),
@@ -202,6 +202,8 @@ async def test_what_fails_lets_nothing_out_but_the_end(monkeypatch, caplog):
     ("settings", "sentence"),
     [
         ({"log": {"redact": ["card"]}}, "redact: stdnum not installed: pip install"),
+        ({"recording": {"enabled": True, "redact": ["card"]}},
+         "redact: stdnum not installed: pip install"),
         ({"http": {"redact": ["phone"]}, "redaction": {"regions": ["XX"]}},
          "redaction.regions: 'XX' is no country with telephones"),
     ],

@@ -203,7 +203,7 @@ async def test_the_webhook_that_is_named_is_told_whatever_it_asks_for(begin: Beg
     up = await begin(rule({"do": "webhook", "webhook": "crm"}), webhook=hooks)
     await up.says(ASKS)
     await until(lambda: up.sink.outcomes() == [("webhook", "done")])
-    queued = {box.name: box.queued for box in up.server.outboxes}
+    queued = {box.name: box.queued for box in up.server.sinks.outboxes}
     assert (queued["crm"], queued["erp"]) == (1, 0)
 
 
