@@ -40,6 +40,7 @@ Tell = Callable[["Leg", EventBody], None]
 ROUNDING = 1e-6  # s; times come from several clocks
 MAX_HOLE = 12.0  # s of a gap that the recogniser hears: the longest turns.min_pause, and some
 MAX_ASKED = 4  # `finalise` that have not been answered; further ones are answered with the last
+MAX_LATE = 1000  # of such; of more the first is told that it is done before it is
 MAX_SKEWS = 16  # changes of rate remembered; words older than these keep the oldest one's skew
 
 
@@ -246,6 +247,8 @@ class Leg:
             done()
             return
         if len(self._asked) >= MAX_ASKED:
+            if len(self._late) >= MAX_LATE:
+                self._late.popleft()()
             self._late.append(done)
             return
         self._feed.flush()

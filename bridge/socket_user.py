@@ -139,6 +139,10 @@ class SocketUser:
         except Denied as e:
             if connection.ingress is not None:
                 self._denied(connection, e)
+        except Exception:  # a fault of ours: the client should not wait for it to time out
+            log.exception("%s: asking for keys failed", connection.label)
+            if connection.ingress is not None:
+                self._refuse(connection, 503, "keys could not be had; try again")
 
     def _denied(self, connection: Connection[WebSocketEvent], e: Denied) -> None:
         self._metrics.connection_refused("denied")

@@ -99,7 +99,7 @@ OURS: dict[str, str] = {
     "bridge.load": "",
     "bridge.metrics": "bridge bridge.load",
     "bridge.listeners": f"{IO} bridge.errors",
-    "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket",
+    "bridge.transport.websocket": f"{PURE} bridge.ingress.media_socket bridge.ingress.leg_audio",
     "bridge.transport.*": f"{IO} bridge.transport.*",
     "bridge.pbx.*": IO,
     "bridge.egress.*": f"{IO} bridge.contract",
@@ -143,8 +143,6 @@ OURS: dict[str, str] = {
 }  # fmt: skip
 
 PURE_MODULES = """
-    "bridge.left":
-    "bridge.types",
     bridge.accuracy
     bridge.addresses
     bridge.admission
@@ -178,6 +176,7 @@ PURE_MODULES = """
     bridge.ingress.*
     bridge.interfaces
     bridge.joining
+    bridge.left
     bridge.leg
     bridge.line
     bridge.listening
@@ -219,7 +218,7 @@ OWNERS = {
     "pydantic": "bridge.config bridge.config_*",
     "pydantic_settings": "bridge.config bridge.config_*",
     "soxr": "bridge.audio.resample bridge.bench.*",
-    "panoramisk": "bridge.pbx.ami",
+    "panoramisk": "bridge.pbx.ami bridge.pbx.ami_connection",
     "prometheus_client": "bridge.metrics",
     "pocketsphinx": "bridge.engine.pocketsphinx_worker",
     # The doctor asks an endpoint, as the webhook would, without an event to deliver.

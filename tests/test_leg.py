@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.audio.resample import make_resampler
 from bridge.errors import Busy
-from bridge.leg import MAX_SKEWS, Leg
+from bridge.leg import MAX_ASKED, MAX_LATE, MAX_SKEWS, Leg
 from bridge.turns import MAX_TURN, TurnRules
 from bridge.types import EndOfTurn, EventBody, Final, Frame, Heard, Partial, Pressed, Word
 from tests.fakes import FakeLease, FakeRecogniser
@@ -427,3 +427,15 @@ def test_who_asks_without_end_is_heard_silence_a_bounded_number_of_times() -> No
     leg.finish("hangup")
     lease.done()
     assert done[1000:] == list(range(10))
+
+
+def test_no_more_than_a_bounded_number_of_askers_wait() -> None:
+    engine, done = FakeRecogniser(), []
+    leg = Leg("caller", engine, TurnRules(), tell=lambda leg, body: None, over=lambda leg: None)
+    leg.on_frame(Frame(np.ones(8000, np.int16), 8000, 0))
+    for i in range(MAX_ASKED + MAX_LATE + 2):
+        leg.finalise(lambda i=i: done.append(i))
+    assert done == [MAX_ASKED, MAX_ASKED + 1]
+    leg.finish("hangup")
+    engine.leases[0].done()
+    assert sorted(done) == list(range(MAX_ASKED + MAX_LATE + 2))

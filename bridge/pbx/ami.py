@@ -1,14 +1,8 @@
 """The Asterisk Manager Interface: one connection that looks after itself.
 
-From panoramisk come `Message` (headers in any case), `Action` (an action's id and its future) and
-`AMIProtocol` (the connection and its table of waiting actions). Its `Manager` is not used and most
-methods of its protocol are overridden, because version 1.4 loses characters that are split over
-two reads, takes any event with our ActionID for the response, never checks its pings, retries for
-ever at one pace (also a wrong password, also after close()), lets waiting actions pile up, sends
-them again only if FullyBooted comes, and lets a line feed in a value through.
-
-Everything from the socket is handled at once in `data_received`: Asterisk ends a session that does
-not read (`writetimeout`), so there is no queue between the socket and the announcement.
+panoramisk's `Manager` is not used: version 1.4 never checks its pings, retries for ever at one pace
+(also a wrong password, also after close()), lets waiting actions pile up, and sends them again only
+if FullyBooted comes. One connection is `AmiConnection`'s.
 """
 
 from __future__ import annotations
@@ -25,15 +19,15 @@ from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from panoramisk.actions import Action
-from panoramisk.ami_protocol import AMIProtocol
 from panoramisk.message import Message
 
 from bridge.config import Address, AmiSettings
 from bridge.errors import BridgeError, DeliveryError, ProtocolError
+from bridge.pbx.ami_connection import LOGOFF, AmiConnection
 from bridge.pbx.ami_consent import Consents
 from bridge.pbx.ami_pause import PauseWish, pause_wish
 from bridge.pbx.ami_tap import TapAsked, tap_asked
-from bridge.pbx.ami_text import AmiDecoder, AmiValue, Pairs, announcement, encode_action
+from bridge.pbx.ami_text import AmiValue, announcement
 from bridge.types import Announcement
 
 log = logging.getLogger(__name__)
@@ -41,7 +35,6 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 64  # actions that wait for a response; more wait their turn, in order
 MISSED_PONGS = 2  # in a row, and the connection is taken for dead
 BACKOFF = (0.5, 30.0)  # seconds: the first and the longest span that a retry is drawn from
-LOGOFF = 1.0  # seconds that Asterisk has to say goodbye
 
 State: TypeAlias = Literal["connecting", "up", "down", "refused"]
 
@@ -90,7 +83,7 @@ class AmiLink:
         self._jitter = jitter
         self._places = asyncio.Semaphore(IN_FLIGHT)
         self._moved = asyncio.Event()  # set, and replaced, whenever `state` changes
-        self._connection: _Connection | None = None
+        self._connection: AmiConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
 
@@ -214,7 +207,7 @@ class AmiLink:
         return f"{self._where}: {error}"
 
     async def _session(self) -> None:
-        connection = _Connection(self._event, self.counters)
+        connection = AmiConnection(self._event, self.counters)
         try:
             async with asyncio.timeout(self._settings.timeout):
                 await asyncio.get_running_loop().create_connection(
@@ -232,7 +225,7 @@ class AmiLink:
             self._connection = None
             await connection.shut()
 
-    async def _log_in(self, connection: _Connection) -> None:
+    async def _log_in(self, connection: AmiConnection) -> None:
         await connection.greeted.wait()
         self.version = connection.decoder.version or ""
         user, secret = self._settings.username, self._settings.secret.get_secret_value()
@@ -255,7 +248,7 @@ class AmiLink:
             )
         self._accepted("Login", response)
 
-    async def _watch(self, connection: _Connection) -> None:
+    async def _watch(self, connection: AmiConnection) -> None:
         """Ping until the connection ends, or until two pongs in a row are missing."""
         missed = 0
         while missed < MISSED_PONGS:
@@ -313,110 +306,3 @@ class AmiLink:
 
 def _text(response: Message) -> str:
     return AmiValue(response.message)[:200]
-
-
-class _Connection(AMIProtocol):  # type: ignore[misc]  # panoramisk has no types
-    """One TCP connection: responses to those who wait for them, events to `on_event`."""
-
-    def __init__(self, on_event: Callable[[Message], None], counters: Counter[str]) -> None:
-        self.decoder = AmiDecoder()
-        self.greeted = asyncio.Event()  # the banner has come, or never will
-        self.lost = asyncio.Event()
-        self.transport: asyncio.Transport
-        self.responses: dict[str, Action] = {}  # ActionID → the action that waits
-        self._on_event = on_event
-        self._counters = counters
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._failure: Exception | None = None
-        self._connected = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._connected = True
-
-    def data_received(self, data: bytes) -> None:
-        oversized = self.decoder.oversized
-        try:
-            messages = self.decoder.feed(data)
-        except ProtocolError as e:
-            self._failure = e
-            return self.transport.abort()
-        self._counters["oversized"] += self.decoder.oversized - oversized
-        if self.decoder.version is not None:
-            self.greeted.set()
-        for pairs in messages:
-            self._dispatch(pairs)
-
-    def _dispatch(self, pairs: Pairs) -> None:
-        """By the first header, which Asterisk writes; what follows may be a caller's."""
-        kind = pairs[0][0].lower()
-        # The first of repeated headers counts: a dialplan UserEvent's snapshot precedes its own
-        message = Message({key.lower(): value for key, value in reversed(pairs)})
-        if kind == "event":
-            self._on_event(message)
-        elif kind == "response":
-            self.handle_message(message)
-
-    def handle_message(self, message: Message) -> None:
-        action = self.responses.get(message.actionid)
-        if action is None or action.future.done():
-            # Too late, or the second answer that a line too long gets, which has no ActionID
-            self._counters["unmatched_responses"] += 1
-        else:
-            action.future.set_result(message)
-
-    async def ask(self, name: str, headers: Sequence[tuple[str, str]], action_id: str) -> Message:
-        """Write an action and wait for its response. Raises `DeliveryError` if the line is lost."""
-        wire = encode_action(name, action_id, headers)
-        await self._writable.wait()
-        if self.lost.is_set():
-            raise self.error()
-        action = Action({"Action": name, "ActionID": AmiValue(action_id)})
-        if self.responses.setdefault(action.id, action) is not action:
-            raise DeliveryError(f"an action with this ActionID still waits: {action.id}")
-        try:
-            self.transport.write(wire)
-            return await action.future
-        finally:
-            del self.responses[action.id]
-
-    async def ends_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.lost.wait()
-        return self.lost.is_set()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._failure = self._failure or exc
-        self.lost.set()
-        self.greeted.set()
-        self._writable.set()
-        for action in self.responses.values():
-            if not action.future.done():
-                action.future.set_exception(self.error())
-
-    def error(self) -> BridgeError:
-        """Why the connection ended, as nobody's fault but Asterisk's."""
-        if isinstance(self._failure, BridgeError):
-            return self._failure
-        return DeliveryError(
-            "Asterisk closed the connection"
-            if self._failure is None
-            else f"the connection broke: {self._failure}"
-        )
-
-    async def shut(self) -> None:
-        """Close, and wait until it is closed; what Asterisk does not take in time is dropped."""
-        if not self._connected:
-            return
-        self.transport.close()
-        if not await self.ends_within(LOGOFF):
-            self.transport.abort()
-            await self.lost.wait()

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
@@ -31,19 +30,18 @@ from websockets.speedups import apply_mask
 from websockets.typing import Subprotocol
 
 from bridge.errors import ProtocolError
+from bridge.ingress.leg_audio import joined
 from bridge.ingress.media_socket import (
     AWAY,
     MAX_UNREAD,
     NEVER,
     NORMAL,
     POLICY,
-    LegAudio,
     MediaSocket,
     SocketError,
     SocketEvent,
 )
-from bridge.types import Closed, LegName
-from bridge.types import Frame as Audio
+from bridge.types import Closed
 
 HANDSHAKE = 5.0  # s for the request, and for the answer to it
 PING_EVERY, PONG_WITHIN = 15.0, 20.0  # s; a peer on hold sends nothing, but answers pings
@@ -385,42 +383,3 @@ class WebSocket:
         if self.media is None:  # it has had its page; closing before its request would reset it
             return bool(data) or self._asked
         return protocol.close_rcvd is not None or protocol.parser_exc is not None
-
-
-def joined(events: list[WebSocketEvent]) -> list[WebSocketEvent]:
-    """Pieces of a leg's audio that follow each other, with nothing but audio between, as one."""
-    if len(events) < 2:
-        return events
-    out: list[WebSocketEvent] = []
-    runs: dict[LegName, list[Audio]] = {}
-    for event in events:
-        if type(event) is not LegAudio:
-            out += _run_out(runs)
-            out.append(event)
-            continue
-        run, frame = runs.get(event.leg), event.frame
-        if run is not None and not _follows(run[-1], frame):
-            out += _run_out({event.leg: run})
-            run = None
-        if run is None:
-            runs[event.leg] = [frame]
-        else:
-            run.append(frame)
-    return out + _run_out(runs)
-
-
-def _follows(before: Audio, after: Audio) -> bool:
-    return after.start == before.start + len(before.samples) and after.rate == before.rate
-
-
-def _run_out(runs: dict[LegName, list[Audio]]) -> list[WebSocketEvent]:
-    """One frame for each, and none left."""
-    out: list[WebSocketEvent] = []
-    for leg, run in runs.items():
-        frame = run[0]
-        if len(run) > 1:
-            samples = np.concatenate([piece.samples for piece in run])
-            frame = Audio(samples, frame.rate, frame.start, packets=len(run))
-        out.append(LegAudio(leg, frame))
-    runs.clear()
-    return out
