@@ -134,7 +134,7 @@ class Desk:
 
     def announce(self, announcement: Announcement) -> float:
         """POST /calls."""
-        if self._server.switchboard.known(announcement.uuid):
+        if announcement.uuid in self._server.switchboard.announced:
             raise ValueError("this UUID has been announced already")
         return self._server.announce(announcement)
 
@@ -188,7 +188,7 @@ class Desk:
         ended = self._server.switchboard.hang_up(id)
         rtp = self._server.rtp
         ports = rtp is not None and rtp.withdraw(id)
-        return self._server.switchboard.withdraw(id) or ports or ended
+        return self._server.switchboard.announced.withdraw(id) or ports or ended
 
     async def recording(self, id: str, leg: str) -> Path | None:
         """GET /calls/{id}/recording/{leg}."""

@@ -118,7 +118,7 @@ class RtpUser:
         ports = [port for port in self._open.values() if not port.open]
         mine = [port for port in ports if stream_of(port).call == call_id]
         for port in mine:
-            self._switchboard.forget(stream_of(port).uuid)
+            self._switchboard.announced.forget(stream_of(port).uuid)
             port.close()
         return bool(mine)
 
@@ -146,7 +146,7 @@ class RtpUser:
         if port.open:
             port.end("hangup")
         else:
-            self._switchboard.forget(uuid)
+            self._switchboard.announced.forget(uuid)
             port.close()
 
     def _address(self, port: UdpPort, ttl: float) -> MediaAddress:

@@ -77,7 +77,7 @@ class Rules:
         except ValueError as e:
             raise BadRule([str(e)]) from None
         up = call_id in self._switchboard.calls
-        if not up and not self._switchboard.expected(call_id):
+        if not up and not self._switchboard.announced.expected(call_id):
             raise LookupError("no call with this id is up or announced; GET /calls lists the calls")
         return self._book.add(call_id, made(rule), up=up)
 

@@ -16,11 +16,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from bridge.admission import Admission, Gate
+from bridge.announced import Announced
 from bridge.audio.resample import Bank
 from bridge.call import Call, lost, merged, refusal
 from bridge.errors import Busy
 from bridge.interfaces import Recogniser
-from bridge.joining import CallIds, learn, together
+from bridge.joining import CallIds, learn
 from bridge.left import LeftCalls
 from bridge.leg import Leg
 from bridge.line import SILENCE, Line, Listener
@@ -29,8 +30,6 @@ from bridge.turns import TurnRules
 from bridge.types import Announcement, CallEvent, CallInfo, Ended, LeftCall, LegCounts, LegName
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-MAX_ANNOUNCED = 10_000  # UUIDs waiting for their socket; the oldest goes first
-
 
 __all__ = ["Admission", "Counter", "Switchboard"]
 
@@ -96,7 +95,9 @@ class Switchboard:
         self._on_leg = on_leg  # told of each leg before its first frame
         self._room = room  # for what a call will say
         self._left = LeftCalls()
-        self._announced: OrderedDict[str, tuple[Announcement, float]] = OrderedDict()
+        self.announced = Announced(
+            admission.announce_ttl, self.gate, lambda why: count.dropped("announcements", why)
+        )
         self._waiting: dict[str, Line] = {}
         self._lines: dict[str, tuple[Line, Call]] = {}  # by UUID
         self._counted: dict[str, dict[LegName, Line]] = {}  # the lines of each call's legs
@@ -122,42 +123,15 @@ class Switchboard:
             return 0.0
         if reserve and uuid not in self._waiting:
             self.gate.reserve(uuid, announcement.call or uuid, announcement.info)
-        before = self._announced.pop(uuid, None)
-        if before is not None:
-            announcement = together(before[0], announcement)
-        while len(self._announced) >= MAX_ANNOUNCED:
-            self.gate.release(self._announced.popitem(last=False)[0])
-            self._count.dropped("announcements", "full")
-        self._announced[uuid] = (announcement, now + self._admission.announce_ttl)
+        self.announced.add(announcement, now)
         line_waiting = self._waiting.pop(uuid, None)
         if line_waiting is not None:
             self._admit(line_waiting)
-        return self._admission.announce_ttl
-
-    def known(self, uuid: str) -> bool:
-        """Has this UUID been announced and not been used?"""
-        return uuid in self._announced
-
-    def expected(self, call_id: str) -> bool:
-        """Has a leg of this call been announced, and not come yet?"""
-        said = (announcement for announcement, _ in self._announced.values())
-        return call_id in self._announced or any(leg.call == call_id for leg in said)
+        return self.announced.ttl
 
     def taken(self, uuid: str) -> bool:
         """Is there a line with this UUID?"""
         return uuid in self._lines or uuid in self._waiting
-
-    def forget(self, uuid: str) -> None:
-        """Nobody will come for this UUID any more."""
-        self._announced.pop(uuid, None)
-        self.gate.release(uuid)
-
-    def withdraw(self, id: str) -> bool:
-        """Nobody will come for this UUID, or for any of this call."""
-        mine = [u for u, (told, _) in self._announced.items() if id in (u, told.call)]
-        for uuid in mine:
-            self.forget(uuid)
-        return bool(mine)
 
     def hang_up(self, call_id: str) -> bool:
         """End every line of a call from our side."""
@@ -203,7 +177,7 @@ class Switchboard:
         if uuid in self._lines or uuid in self._waiting:
             self._refuse(line, "duplicate")
         elif (
-            uuid in self._announced
+            uuid in self.announced
             or uuid in self._left
             or (self._admission.mode == "open" and self._admission.join_wait == 0)
         ):
@@ -234,12 +208,7 @@ class Switchboard:
                 self._admit(line)
             else:
                 self._refuse(line, "unannounced")
-        while self._announced:
-            uuid, (_, until) = next(iter(self._announced.items()))
-            if until > now:
-                break
-            self.forget(uuid)
-            self._count.dropped("announcements", "expired")
+        self.announced.expire(now)
         self.listening.expire(now)
         for left in self._left.lost(now):
             self._ids.use(left.info.id, left.info.id)
@@ -260,7 +229,7 @@ class Switchboard:
 
     def _admit(self, line: Line) -> None:
         unheard = Announcement(line.uuid, leg=self._left.leg(line.uuid))
-        announcement, _ = self._announced.pop(line.uuid, (unheard, 0.0))
+        announcement = self.announced.take(line.uuid) or unheard
         call_id = announcement.call or line.uuid
         info = replace(announcement.info, id=call_id, ingress=line.ingress)
         if announcement.listen is not None:

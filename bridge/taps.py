@@ -59,7 +59,7 @@ def asked_by_ami(link: AriLink | None) -> Callable[[TapAsked], object] | None:
 
 def outcome(switchboard: Switchboard, uuid: str, call_id: str, name: LegName) -> Outcome:
     """What came of the UUID under which a leg was announced."""
-    if switchboard.known(uuid):
+    if uuid in switchboard.announced:
         return "pending"
     for id in (call_id, uuid):  # a leg whose call's id was taken is a call named by its UUID
         call = switchboard.find(id)

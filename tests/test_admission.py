@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bridge import announced
 from bridge.admission import Admission, Gate, Limit, trunk_of
 from bridge.errors import Busy
 from bridge.line import Line
@@ -68,7 +69,7 @@ class Board:
         """Why there is no reservation for it."""
         with pytest.raises(Busy) as e:
             self.reserve(n, **about)  # type: ignore[arg-type]
-        assert not self.board.known(U[n])
+        assert U[n] not in self.board.announced
         return e.value.reason
 
     def open(self, n: int) -> Line:
@@ -122,12 +123,22 @@ def test_a_reservation_that_nobody_comes_for_expires_with_its_announcement() -> 
     assert b.board.gate.counters["released"] == 1
 
 
+def test_a_reservation_goes_when_its_announcement_is_pushed_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(announced, "MAX_ANNOUNCED", 1)
+    b = Board(slots=2)
+    b.reserve(1)
+    b.board.announce(Announcement(U[2]), b.now)
+    assert (U[1] in b.board.announced, b.reserved) == (False, 0)
+
+
 def test_it_can_be_given_back_by_its_uuid_or_by_its_call() -> None:
     b = Board(slots=2)
     b.reserve(1, call="c-1"), b.reserve(2, call="c-1", leg="callee")
-    assert b.board.withdraw(U[1]) and b.reserved == 1
-    assert b.board.withdraw("c-1") and b.reserved == 0
-    assert not b.board.withdraw("c-1")
+    assert b.board.announced.withdraw(U[1]) and b.reserved == 1
+    assert b.board.announced.withdraw("c-1") and b.reserved == 0
+    assert not b.board.announced.withdraw("c-1")
     assert (b.come(3), b.come(4)) == ("", "")
 
 
@@ -313,7 +324,7 @@ class AnyOrder(RuleBasedStateMachine):
     def somebody_is_withdrawn(self, data: st.DataObject) -> None:
         n = data.draw(st.sampled_from(sorted(self.promised)))
         del self.promised[n]
-        self.b.board.withdraw(U[n])
+        self.b.board.announced.withdraw(U[n])
 
     @rule(seconds=st.floats(0.1, 20.0))
     def time_passes(self, seconds: float) -> None:

@@ -77,8 +77,9 @@ OURS: dict[str, str] = {
     "bridge.line": "bridge.types bridge.leg bridge.admission",
     "bridge.listening": f"{CALLS} bridge.line",
     "bridge.joining": CALLS,
+    "bridge.announced": "bridge.types bridge.admission bridge.joining",
     "bridge.switchboard": f"{CALLS} bridge.line bridge.left bridge.admission "
-    "bridge.joining bridge.listening",
+    "bridge.announced bridge.joining bridge.listening",
     # signature: the one thing that settings are checked with, and that has no settings itself.
     "bridge.config_fields": "",
     "bridge.rules_text": "",
@@ -146,6 +147,7 @@ PURE_MODULES = """
     bridge.accuracy
     bridge.addresses
     bridge.admission
+    bridge.announced
     bridge.audio.*
     bridge.auth
     bridge.auth_credentials

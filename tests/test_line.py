@@ -355,7 +355,7 @@ async def test_webhook_and_ami_are_told_the_same_in_the_same_order(start: Start)
             ("Event", "VarSet"), ("Channel", "PJSIP/1-1"), ("Variable", "CALLSCRIBE_ID"),
             ("Value", call), ("Uniqueid", "1.1"), ("Linkedid", "1.1"),
         )  # fmt: skip
-        await until(lambda: bridge.server.switchboard.known(call), PATIENCE)
+        await until(lambda: call in bridge.server.switchboard.announced, PATIENCE)
         await bridge.call(encode([10, 11]), call, digits=[(0.5, "7")])
         await bridge.over(call)
         events = bridge.sink.of(call)

@@ -549,7 +549,7 @@ async def test_a_leg_that_somebody_else_knows_to_be_over_is_heard_to_its_end(sta
     assert [w.text for w in bridge.sink.words(call)][:2] == ["w001", "w002"]
     other, _ = bridge.announce(never)
     rtp.end(other)
-    assert not bridge.server.switchboard.known(other)
+    assert other not in bridge.server.switchboard.announced
     rtp.end(other)  # twice is no error
     assert closed == [call, other]
 
@@ -610,7 +610,7 @@ async def test_a_port_nobody_comes_to_is_closed_and_forgotten(start: Start) -> N
     assert rtp is not None and len(rtp.ports) == 1
     bridge.clock.skew += 30.1
     await until(lambda: len(rtp.ports) == 0, PATIENCE)
-    await until(lambda: not bridge.server.switchboard.known(call), PATIENCE)
+    await until(lambda: call not in bridge.server.switchboard.announced, PATIENCE)
     assert rtp.sockets.resting == 1
     bridge.clock.skew += REST
     await until(lambda: rtp.sockets.resting == 0, PATIENCE)
@@ -662,7 +662,7 @@ async def test_call_control_takes_an_announcement_back(start: Start) -> None:
     # The call and the port that waits for its other leg.
     assert desk.hang_up("c-2")
     assert bridge.server.rtp is not None and len(bridge.server.rtp.ports) == 0
-    assert not bridge.server.switchboard.known(second)
+    assert second not in bridge.server.switchboard.announced
     await bridge.over("c-2")
     callee.speak(encode([2]))
     one, _ = bridge.announce(bridge.peer())

@@ -12,9 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bridge import announced as announced_module
 from bridge import joining
 from bridge import line as line_module
-from bridge import switchboard as module
 from bridge.errors import Busy
 from bridge.line import Line
 from bridge.switchboard import Admission, Switchboard
@@ -154,9 +154,9 @@ def test_a_uuid_is_taken_while_it_has_a_line_and_an_announcement_can_be_taken_ba
     b.close(waiting)
     assert not b.board.taken(U[1])
     b.announce(U[2])
-    b.board.forget(U[2])
-    b.board.forget(U[2])
-    assert not b.board.known(U[2])
+    b.board.announced.forget(U[2])
+    b.board.announced.forget(U[2])
+    assert U[2] not in b.board.announced
     b.open(U[2])
     b.later(3.0)
     assert b.hung_up == [U[2]]
@@ -183,9 +183,9 @@ def test_open_without_anybody_to_ask_is_a_call_at_once() -> None:
 def test_an_announcement_before_the_socket_says_what_the_call_is() -> None:
     b = Board(join_wait=2.0)
     assert b.announce(U[1], call="c-7", channel="PJSIP/1", caller="100") == 30.0
-    assert b.board.known(U[1])
+    assert U[1] in b.board.announced
     b.open(U[1])
-    assert not b.board.known(U[1])
+    assert U[1] not in b.board.announced
     info = b.events[0].call
     assert (info.id, info.channel, info.caller) == ("c-7", "PJSIP/1", "100")
     assert info.ingress == "audiosocket"
@@ -261,7 +261,7 @@ def test_an_announcement_expires() -> None:
     b.later(15.0)
     b.announce(U[2])
     b.later(15.0)
-    assert (b.board.known(U[1]), b.board.known(U[2])) == (False, True)
+    assert (U[1] in b.board.announced, U[2] in b.board.announced) == (False, True)
     assert b.counted("dropped") == [("announcements", "expired")]
     b.open(U[1])
     assert b.hung_up == [U[1]]
@@ -273,17 +273,17 @@ def test_announcing_again_keeps_it_for_longer() -> None:
     b.later(20.0)
     b.announce(U[2]), b.announce(U[1])
     b.later(29.0)
-    assert b.board.known(U[1]) and b.board.known(U[2])
+    assert U[1] in b.board.announced and U[2] in b.board.announced
     b.later(1.0)
-    assert not b.board.known(U[1]) and not b.board.known(U[2])
+    assert U[1] not in b.board.announced and U[2] not in b.board.announced
 
 
 def test_announcements_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ANNOUNCED", 3)
+    monkeypatch.setattr(announced_module, "MAX_ANNOUNCED", 3)
     b = announced()
     for uuid in U[:5]:
         b.announce(uuid)
-    assert [b.board.known(uuid) for uuid in U[:5]] == [False, False, True, True, True]
+    assert [uuid in b.board.announced for uuid in U[:5]] == [False, False, True, True, True]
     assert b.counted("dropped") == [("announcements", "full")] * 2
 
 
@@ -294,7 +294,7 @@ def test_garbage_is_no_announcement(garbage: str) -> None:
     b = announced()
     with pytest.raises(ValueError, match="^a UUID has the form 123e4567-e89b"):
         b.announce(garbage)
-    assert not b.board.known(garbage)
+    assert garbage not in b.board.announced
 
 
 def test_two_announcements_of_one_uuid_know_more_than_one() -> None:
@@ -359,7 +359,7 @@ def test_a_late_announcement_only_adds() -> None:
     assert b.announce(U[1], call="another", channel="PJSIP/1") == 0.0
     assert set(b.board.calls) == {U[1]}
     assert b.board.calls[U[1]].info.channel == "PJSIP/1"
-    assert not b.board.known(U[1])
+    assert U[1] not in b.board.announced
 
 
 def test_a_late_announcement_of_the_second_leg_is_about_the_second_leg() -> None:

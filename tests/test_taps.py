@@ -78,7 +78,7 @@ def test_an_announcement_reaches_the_switchboard() -> None:
     link = taps.make(settings(), board, Metrics())
     assert link is not None
     link.taps._calls._announce(Announcement(U[0], "c1"))
-    assert board.known(U[0])
+    assert U[0] in board.announced
 
 
 @pytest.mark.parametrize(
