@@ -183,6 +183,14 @@ class Desk:
         """POST /calls/{id}/rules."""
         return self._server.rules.add(id, given)
 
+    def rules(self, id: str) -> dict[str, object]:
+        """GET /calls/{id}/rules."""
+        return self._server.rules.of(id)
+
+    def remove_rule(self, id: str, name: str) -> None:
+        """DELETE /calls/{id}/rules/{name}."""
+        self._server.rules.remove(id, name)
+
     def hang_up(self, id: str) -> bool:
         """DELETE /calls/{id}."""
         ended = self._server.switchboard.hang_up(id)

@@ -128,6 +128,24 @@ class Rulebook:
             self._early.popitem(last=False)
         return [other.name for other in call.own.all]
 
+    def of(self, call_id: str) -> tuple[list[Rule], list[str]]:
+        """The call's own rules; and which of all its rules have fired and will not again."""
+        call = self._calls.get(call_id) or self._early.get(call_id) or _Call()
+        return list(call.own.all), sorted(call.done)
+
+    def remove(self, call_id: str, name: str) -> bool:
+        """Take one of the call's own rules away. False if it has none of this name."""
+        call = self._calls.get(call_id) or self._early.get(call_id) or _Call()
+        left = [rule for rule in call.own.all if rule.name != name]
+        if len(left) == len(call.own.all):
+            return False
+        call.own = _Rules(left)
+        call.done.discard(name)  # another one of this name is another rule
+        for turn in call.turns.values():
+            for counts in (turn.busy, turn.found, turn.fired):
+                counts.pop(name, None)
+        return True
+
     def hear(self, event: CallEvent) -> list[Firing]:
         """What this event fires: at most one firing of a rule."""
         match event.body:

@@ -76,10 +76,26 @@ class Rules:
             raise BadRule(e.problems) from None
         except ValueError as e:
             raise BadRule([str(e)]) from None
+        return self._book.add(call_id, made(rule), up=self._up(call_id))
+
+    def _up(self, call_id: str) -> bool:
+        """Is the call up, or expected? Raises LookupError where it is neither."""
         up = call_id in self._switchboard.calls
         if not up and not self._switchboard.announced.expected(call_id):
             raise LookupError("no call with this id is up or announced; GET /calls lists the calls")
-        return self._book.add(call_id, made(rule), up=up)
+        return up
+
+    def of(self, call_id: str) -> dict[str, object]:
+        """A call's own rules, and which of all are spent. Raises LookupError."""
+        self._up(call_id)
+        own, spent = self._book.of(call_id)
+        return {"rules": [rule.shown() for rule in own], "spent": spent}
+
+    def remove(self, call_id: str, name: str) -> None:
+        """Take a rule of one call away; what it has fired goes on. Raises LookupError."""
+        self._up(call_id)
+        if not self._book.remove(call_id, name):
+            raise LookupError("the call has no rule of its own of this name")
 
     def take(self, event: CallEvent) -> None:
         """Hear an event, and have done what it fires. Never raises: the call goes on."""

@@ -58,6 +58,7 @@ class Pattern:
             ) from None
         if self._compiled.search(""):
             raise ValueError("regex: it matches where nothing is said; make a part of it needed")
+        self.text = text
 
     def find(self, text: str) -> list[tuple[int, int, str]]:
         """Where it matches, leftmost first, as characters; and what: its first group if it has one.

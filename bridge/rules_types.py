@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
@@ -55,6 +55,23 @@ class Rule:
     dry_run: bool = False
     place: Place = Place()
     actions: tuple[Action, ...] = ()
+
+    def shown(self) -> dict[str, object]:
+        """As one would write it; what is left to the defaults is left out."""
+        told: dict[str, object] = {"name": self.name}
+        if self.phrases:
+            told["words"] = [" ".join(phrase) for phrase in self.phrases]
+        if self.pattern is not None:
+            told["regex"] = self.pattern.text
+        for name, usual in (("leg", "any"), ("on", "final"), ("min_confidence", 0.0),
+                            ("once", True), ("dry_run", False)):  # fmt: skip
+            if getattr(self, name) != usual:
+                told[name] = getattr(self, name)
+        when = {name: value for name, value in asdict(self.place).items() if value}
+        if when:
+            told["when"] = when
+        told["actions"] = [action.model_dump(exclude_defaults=True) for action in self.actions]
+        return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,9 @@ class FakeService:
         found = {"status": "heard", "confidence": 0.93, "language": "en", "text": text}
         return dict(found) if id == UUID else None
 
+    def rules(self, id: str) -> dict[str, object]:
+        return {"rules": [], "spent": []}
+
     def hang_up(self, id: str) -> bool:
         self.hung_up.append(id)
         return id == UUID
@@ -312,13 +315,17 @@ async def test_an_unknown_call(path: str) -> None:
     assert (status, body) == (404, {"error": sentence})
 
 
-PROTECTED = [
+READING = [
     ("GET", "/calls"),
     ("GET", f"/calls/{UUID}"),
     ("GET", f"/calls/{UUID}/text"),
+    ("GET", f"/calls/{UUID}/rules"),
+]
+WRITING = [
     ("POST", "/calls"),
     ("DELETE", f"/calls/{UUID}"),
     ("POST", f"/calls/{UUID}/rules"),
+    ("DELETE", f"/calls/{UUID}/rules/r"),
 ]
 
 
@@ -334,7 +341,7 @@ WRONG: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), PROTECTED)
+@pytest.mark.parametrize(("method", "path"), READING + WRITING)
 async def test_without_the_token_calls_are_out_of_reach(method: str, path: str) -> None:
     service = FakeService()
     async with serving(service, token=TOKEN) as client:
@@ -356,7 +363,7 @@ async def test_a_token_in_bytes_that_are_not_utf8_is_just_wrong() -> None:
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-@pytest.mark.parametrize(("method", "path"), PROTECTED[:3])
+@pytest.mark.parametrize(("method", "path"), READING)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 async def test_with_the_token_calls_are_shown(method: str, path: str, scheme: str) -> None:
     async with serving(FakeService(), token=TOKEN) as client:
@@ -364,7 +371,7 @@ async def test_with_the_token_calls_are_shown(method: str, path: str, scheme: st
         assert (await client.ask(method, path, headers=header))[0] == 200
 
 
-@pytest.mark.parametrize(("method", "path"), PROTECTED[3:])
+@pytest.mark.parametrize(("method", "path"), WRITING)
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}, BEARER])
 async def test_without_a_configured_token_nobody_changes_anything(
     method: str, path: str, headers: dict[str, str]

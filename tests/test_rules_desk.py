@@ -70,16 +70,21 @@ class Up:
         await self.peer.be_quiet()
 
     async def post(self, path: str, body: object, token: str = TOKEN) -> tuple[int, Any]:
+        return await self.ask("POST", path, body, token)
+
+    async def ask(
+        self, method: str, path: str, body: object = b"", token: str = TOKEN
+    ) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.http)
         writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
             f"Authorization: Bearer {token}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             + data
         )
         head, _, text = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
-        return int(head.split()[1]), json.loads(text)
+        return int(head.split()[1]), json.loads(text or b"null")
 
     def metric(self, **labels: str) -> float:
         text = self.server.metrics.exposition()[0].decode()
@@ -354,6 +359,55 @@ async def test_a_rule_for_a_call_that_is_announced(begin: Begin) -> None:
     assert (await up.post("/calls/c-2/rules", rule(MOVE)))[0] == 201
     assert (await up.post(f"/calls/{UUID}/rules", rule(MOVE)))[0] == 201
     assert up.server.rules._book.calls == 2
+
+
+async def test_the_rules_of_a_call_are_listed_as_they_were_given(begin: Begin) -> None:
+    up = await begin({**rule(SET), "name": "everywhere"})
+    await until(lambda: "c-1" in up.server.switchboard.calls)
+    plain = {**rule(MOVE), "name": "own"}
+    full = {
+        "name": "full",
+        "regex": "man(ager)",
+        "leg": "callee",
+        "on": "partial",
+        "min_confidence": 0.5,
+        "once": False,
+        "dry_run": True,
+        "when": {"callee": "_2XX"},
+        "actions": [{**SET, "value": "x", "target": "call"}, {"do": "hangup"}],
+    }
+    for body in (plain, full):
+        assert (await up.post("/calls/c-1/rules", body))[0] == 201
+    found = {"call_id": "c-1", "rules": [plain, full], "spent": []}
+    assert await up.ask("GET", "/calls/c-1/rules") == (200, found)
+    await up.says(ASKS)
+    await until(lambda: len(up.sink.fired()) == 2)
+    assert (await up.ask("GET", "/calls/c-1/rules"))[1]["spent"] == ["everywhere", "own"]
+
+
+async def test_a_rule_that_is_taken_away_fires_no_more(begin: Begin, ami: FakeAmi) -> None:
+    up = await begin()
+    await until(lambda: "c-1" in up.server.switchboard.calls)
+    for name in ("own", "other"):
+        assert (await up.post("/calls/c-1/rules", {**rule(MOVE), "name": name}))[0] == 201
+    assert await up.ask("DELETE", "/calls/c-1/rules/own") == (204, None)
+    status, answer = await up.ask("DELETE", "/calls/c-1/rules/own")
+    assert (status, answer["error"]) == (404, "the call has no rule of its own of this name")
+    await up.says(ASKS)
+    await until(lambda: len(up.sink.fired()) == 1)
+    assert [body.rule for body in up.sink.fired()] == ["other"]
+    assert (await up.ask("DELETE", "/calls/c-1/rules/other"))[0] == 204
+    assert (await up.post("/calls/c-1/rules", {**rule(SET), "name": "other"}))[0] == 201
+    await up.says(ASKS)  # a rule of a name that has fired is another rule
+    await until(lambda: up.sink.outcomes() == [("redirect", "done"), ("setvar", "done")])
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("DELETE", "/r")])
+async def test_rules_of_a_call_that_is_not_there(begin: Begin, method: str, path: str) -> None:
+    up = await begin()
+    status, answer = await up.ask(method, f"/calls/nobody/rules{path}")
+    sentence = "no call with this id is up or announced; GET /calls lists the calls"
+    assert (status, answer["error"]) == (404, sentence)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def genuine() -> dict[str, tuple[Headers, bytes]]:
 def snippet(language: str) -> str:
     found = re.search(rf"```{language}\n(.*?genuine.*?)```", README, re.S)
     assert found is not None
-    assert len([line for line in found[1].splitlines() if line.strip()]) <= 13
+    assert len([line for line in found[1].splitlines() if line.strip()]) <= 15
     return found[1]
 
 
@@ -76,20 +76,62 @@ def in_python(headers: Headers, body: bytes) -> bool:
     return names["genuine"](SECRET, headers, body)
 
 
-def in_node(messages: Mapping[str, tuple[Headers, bytes]]) -> dict[str, bool]:
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    told = {name: [headers, body.hex()] for name, (headers, body) in messages.items()}
+def in_node(tmp_path: Path, told: str) -> list[str]:
     program = f"""{snippet("javascript")}
-const told = {json.dumps(told)};
 const said = {{}};
-for (const [name, [headers, body]] of Object.entries(told))
+for (const [name, [headers, body]] of Object.entries({told}))
   said[name] = genuine({json.dumps(SECRET)}, headers, Buffer.from(body, "hex"));
 console.log(JSON.stringify(said));
 """
-    done = subprocess.run(["node", "-"], input=program.encode(), capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
+    (tmp_path / "told.js").write_text(program)
+    return ["node", str(tmp_path / "told.js")]
+
+
+def in_php(tmp_path: Path, told: str) -> list[str]:
+    program = f"""<?php
+{snippet("php")}
+$said = [];
+foreach (json_decode('{told}', true) as $name => [$headers, $body])
+    $said[$name] = genuine({json.dumps(SECRET)}, $headers, hex2bin($body));
+echo json_encode($said);
+"""
+    (tmp_path / "told.php").write_text(program)
+    return ["php", str(tmp_path / "told.php")]
+
+
+def in_go(tmp_path: Path, told: str) -> list[str]:
+    code = snippet("go")
+    needed = re.search(r"// imports: (.*)", code)
+    assert needed is not None
+    imports = "\n".join(f'"{name}"' for name in needed[1].split())
+    program = f"""package main
+import (
+"encoding/hex"
+"encoding/json"
+{imports}
+)
+{code}
+func main() {{
+	var told map[string][2]any
+	json.Unmarshal([]byte(`{told}`), &told)
+	said := map[string]bool{{}}
+	for name, one := range told {{
+		header := http.Header{{}}
+		for key, value := range one[0].(map[string]any) {{
+			header.Set(key, value.(string))
+		}}
+		body, _ := hex.DecodeString(one[1].(string))
+		said[name] = genuine({json.dumps(SECRET)}, header, body)
+	}}
+	text, _ := json.Marshal(said)
+	fmt.Println(string(text))
+}}
+"""
+    (tmp_path / "told.go").write_text(program)
+    return ["go", "run", str(tmp_path / "told.go")]
+
+
+LANGUAGES = {"node": in_node, "php": in_php, "go": in_go}
 
 
 def test_ten_lines_of_python() -> None:
@@ -99,9 +141,16 @@ def test_ten_lines_of_python() -> None:
     assert not any(in_python(*told) for told in forged().values())
 
 
-def test_ten_lines_of_node() -> None:
-    assert in_node(genuine()) == dict.fromkeys(genuine(), True)
-    assert in_node(forged()) == dict.fromkeys(forged(), False)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_ten_lines_of_other_languages(language: str, tmp_path: Path) -> None:
+    if shutil.which(language) is None:
+        pytest.skip(f"{language} is not installed")
+    true, false = genuine(), forged()
+    told = {name: [headers, body.hex()] for name, (headers, body) in (true | false).items()}
+    command = LANGUAGES[language](tmp_path, json.dumps(told))
+    done = subprocess.run(command, capture_output=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == dict.fromkeys(true, True) | dict.fromkeys(false, False)
 
 
 # -- ours --------------------

@@ -80,6 +80,8 @@ def make_app(
         app.router.add_post(path, _checked(access.check_writing, handler))
     app.router.add_post("/calls", _checked(access.check_writing, announce))
     app.router.add_post("/calls/{id}/rules", _checked(access.check_writing, rules.adder(_body)))
+    app.router.add_get("/calls/{id}/rules", _checked(access.check_reading, rules.listed))
+    app.router.add_delete("/calls/{id}/rules/{name}", _checked(access.check_writing, rules.remove))
     app.router.add_delete("/calls/{id}", _checked(access.check_writing, hang_up))
     fetch = _checked(access.check_writing, recordings.fetch)
     app.router.add_get("/calls/{id}/recording/{leg}", fetch)

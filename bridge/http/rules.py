@@ -1,4 +1,9 @@
-"""POST /calls/{id}/rules: a rule for one call, as [[rule]] of the configuration has it, in JSON."""
+"""Rules of one call, in JSON as [[rule]] of the configuration has them.
+
+POST   /calls/{id}/rules          a rule more: {"call_id": "…", "rules": ["stop"]}
+GET    /calls/{id}/rules          {"call_id": "…", "rules": [{"name": "stop", …}], "spent": []}
+DELETE /calls/{id}/rules/{name}   a rule less
+"""
 
 from __future__ import annotations
 
@@ -35,3 +40,20 @@ def adder(
         return web.json_response({"call_id": call_id, "rules": names}, status=201)
 
     return add
+
+
+async def listed(request: web.Request) -> web.StreamResponse:
+    call_id = request.match_info["id"]
+    try:
+        found = request.app[SERVICE].rules(call_id)
+    except LookupError as e:
+        raise Refusal(404, str(e.args[0])) from None
+    return web.json_response({"call_id": call_id, **found})
+
+
+async def remove(request: web.Request) -> web.StreamResponse:
+    try:
+        request.app[SERVICE].remove_rule(request.match_info["id"], request.match_info["name"])
+    except LookupError as e:
+        raise Refusal(404, str(e.args[0])) from None
+    return web.Response(status=204)

@@ -97,6 +97,12 @@ class Service(Protocol):
         cannot be added.
         """
 
+    def rules(self, id: str) -> dict[str, object]:
+        """The rules that a call has of its own. Raises LookupError for an unknown call."""
+
+    def remove_rule(self, id: str, name: str) -> None:
+        """Take one of them away. Raises LookupError for an unknown call or rule."""
+
     def hang_up(self, id: str) -> bool:
         """End a call; close ports that were opened for it. False if there is no such call."""
 

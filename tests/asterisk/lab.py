@@ -28,10 +28,11 @@ BRIDGE_PORTS = 100  # above those, for a bridge
 # samples work; without it the log holds nothing but what is about us.
 MODULES = """
 app_audiosocket app_chanspy app_dial app_echo app_exec app_mixmonitor app_originate app_playback
-app_senddtmf app_stack app_userevent bridge_builtin_features bridge_native_rtp bridge_simple
+app_senddtmf app_stack app_userevent app_verbose bridge_builtin_features bridge_native_rtp
+bridge_simple
 chan_audiosocket chan_pjsip chan_websocket codec_alaw codec_g722 codec_gsm codec_resample
 codec_ulaw format_gsm format_pcm format_sln format_wav func_callerid func_channel func_curl
-func_dialplan func_global func_logic func_shell func_strings func_uri func_uuid pbx_config
+func_dialplan func_global func_json func_logic func_shell func_strings func_uri func_uuid pbx_config
 res_audiosocket res_clioriginate res_curl res_http_websocket res_pjproject res_pjsip
 res_pjsip_caller_id res_pjsip_dtmf_info res_pjsip_endpoint_identifier_anonymous res_pjsip_logger
 res_pjsip_nat res_pjsip_pubsub res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session

@@ -132,6 +132,23 @@ async def test_without_ami(lab: Lab, ami: Ami, hook: Hook, tmp_path: Path) -> No
         found = await heard(ami, 1)
         assert (found["Result"], found["Text"]) == ("heard/1.00/", spoken(SAID[0]))
         assert (await heard(ami, 2))["Result"] == "silence//"
+        (began, *_) = hook.of(found["Id"])
+        assert began["data"]["channel"].startswith("Local/listen@")
+        assert began["data"]["linkedid"]
+
+
+async def test_without_ami_a_refusal_says_why(
+    lab: Lab, ami: Ami, hook: Hook, tmp_path: Path
+) -> None:
+    more = '[[limit]]\nname = "local"\ntrunk = "Local/listen@*"\nmax = 0\n'
+    async with lab_bridge.serve(lab, hook, tmp_path, ami="", more=more) as bridge:
+        lab.set_global("CALLSCRIBE_HTTP", bridge.url)
+        for n, (token, result) in enumerate([(TOKEN, "refused:limit:local"), ("x", "refused")], 1):
+            lab.set_global("CALLSCRIBE_TOKEN", token)
+            await listen(lab, ami, turns([9]), "20,1", 1, "callscribe-listen-http")
+            told = lambda: ami.find(UserEvent="LabHeard")  # noqa: E731
+            await ami.until(lambda: len(told()) == n, "the dialplan going on")  # noqa: B023
+            assert told()[-1]["Result"] == f"{result}//", bridge.log()
 
 
 HOSTILE = 'yes, "no" ${EXTEN} $(id) a;b|c [1] \\n\\, d'
