@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import assert_never
 
+import orjson
+
 from bridge.types import (
     CallEvent,
     Ended,
@@ -79,8 +81,12 @@ def body(event: CallEvent) -> bytes:
     A lone surrogate (a caller's name in a broken encoding) becomes ``?``: it has no UTF-8, and
     must not cost the event.
     """
-    text = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
+    told = to_json(event)
+    try:
+        return orjson.dumps(told)
+    except orjson.JSONEncodeError:
+        text = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
 
 
 def _body(body: EventBody) -> dict[str, object]:

@@ -114,6 +114,28 @@ def test_a_hole_in_a_pause_is_no_loss() -> None:
     assert (counts.silence_inserted, counts.paused) == (0.0, pytest.approx(1.02))
 
 
+@pytest.mark.parametrize("hole", [13, 3600])
+def test_a_long_hole_in_a_pause_costs_little_and_times_stay_right(hole: int) -> None:
+    s = Subject()
+    s.speak()
+    s.call.pause(None, "http")
+    s.clock["caller"] += 8000 * hole
+    s.speak()
+    s.call.resume(None, "http")
+    s.speak()
+    counts = s.call.legs["caller"].counts()
+    assert counts.seconds == hole + 3.0
+    assert (counts.silence_inserted, counts.paused) == (0.0, pytest.approx(hole + 1.2))
+    pushed = len(s.lease().blocks) * 0.08
+    assert pushed < 3.0 + 12.1
+    s.lease().heard(Heard((Word("hello", pushed - 0.5, pushed - 0.3, 1.0),), at=pushed))
+    s.lease().done()
+    (final,) = s.said(Final)
+    assert isinstance(final, Final)
+    assert final.words[0].start == pytest.approx(hole + 2.5, abs=0.09)
+    assert [round(e.at, 2) for e in s.said(Resumed) if isinstance(e, Resumed)] == [hole + 2.0]
+
+
 @given(st.floats(0, 3), st.floats(0.01, 3), st.integers(1, 480), st.integers(0, 3000))
 def test_only_what_is_outside_is_heard(begin: float, long: float, n: int, at: int) -> None:
     """Whatever the frames' length: not a sample of the pause, and every sample outside."""

@@ -2,7 +2,7 @@
 
 The whole event, not what one sink makes of it: after a restart every sink writes it out itself,
 to the byte as it would have before (a retry has the same body). JSON, so that an operator can read
-a row, in ASCII, so that any text has a form.
+a row; text that has no UTF-8 is escaped, so that any text has a form.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from types import MappingProxyType
 from typing import Any, get_args
+
+import orjson
 
 from bridge.types import (
     CallEvent,
@@ -54,7 +56,16 @@ _COUNTS = frozenset(field.name for field in fields(LegCounts))
 _INFO = tuple(field.name for field in fields(CallInfo) if field.name != "extra")
 # Not asdict, which copies what it finds: half of what keeping an event cost.
 _FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _NAMES}
-_dump = json.JSONEncoder(separators=(",", ":")).encode
+_escaped = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _dump(value: object) -> bytes:
+    """Fast; what that has no form for, a broken text or a number that is none, by `json`."""
+    try:
+        data = orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        data = b"null"
+    return _escaped(value).encode() if b"null" in data else data
 
 
 def pack(event: CallEvent) -> bytes:
@@ -69,7 +80,7 @@ def pack(event: CallEvent) -> bytes:
             _body(event.body),
             _info(event.call),
         ]
-    ).encode()
+    )
 
 
 def unpack(data: bytes) -> CallEvent:
@@ -87,7 +98,7 @@ def unpack(data: bytes) -> CallEvent:
 
 def pack_info(info: CallInfo) -> bytes:
     """Who is calling."""
-    return _dump(_info(info)).encode()
+    return _dump(_info(info))
 
 
 def unpack_info(data: bytes | Mapping[str, Any]) -> CallInfo:

@@ -223,6 +223,8 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
 
     Nobody needs the body: one that is long, slow or cut off costs its connection, nothing else.
     """
+    if response.content.at_eof():  # as in nearly every case
+        return
     left = ANSWER_LIMIT
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(ANSWER_TIME):
