@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from bridge.egress.disk import PAGE
@@ -14,7 +16,7 @@ from bridge.egress.retry import PROBE
 from bridge.egress.runs import MOST
 from bridge.egress.webhook import RUN_BYTES, TRIES, Webhook
 from bridge.errors import DeliveryError
-from bridge.types import CallEvent, Final, Started
+from bridge.types import CallEvent, CallInfo, Final, Started
 from tests.test_disk import path, started  # noqa: F401 - path is a fixture
 from tests.test_outbox import END, Line, Sink, down, final, partial, settle
 from tests.test_webhook import SECRET, endpoint, event
@@ -22,19 +24,20 @@ from tests.waiting import until
 
 
 class Runs(Sink):
-    """Takes runs, of `size` at the most."""
+    """Takes runs, of `size` events at the most: each is a hundred bytes with its comma."""
 
     batch = True
 
     def __init__(self, answer=None, size: int = MOST) -> None:
         super().__init__(answer)
-        self.size = size
+        self.run_bytes = size * 100
         self.runs: list[list[int]] = []  # as they were asked
 
-    def fits(self, events: Sequence[CallEvent]) -> int:
-        return min(self.size, len(events))
+    def encode(self, event: CallEvent) -> bytes:
+        return bytes(99)
 
-    async def deliver_run(self, events: Sequence[CallEvent]) -> None:
+    async def deliver_run(self, events: Sequence[CallEvent], bodies: Sequence[bytes]) -> None:
+        assert len(bodies) == len(events)
         self.runs.append([event.seq for event in events])
         errors = [error for event in events if (error := self.answer(event))]
         if errors:
@@ -48,7 +51,8 @@ async def test_what_waits_for_a_call_goes_together_up_to_its_next_partial() -> N
         line.put(Started(), final(), partial(1), final(2), final(3))
         line.put(Started(), call="b")
         await settle()
-        assert line.sink.runs == [[0, 1], [3, 4]]
+        assert line.sink.runs == [[0, 1, 0], [3, 4]]
+        assert [e.call.id for e in line.sink.taken] == ["a", "a", "b", "a", "a", "a"]
         assert [e.seq for e in line.sink.taken if e.call.id == "a"] == [0, 1, 2, 3, 4]
 
 
@@ -139,12 +143,85 @@ async def test_without_batch_nothing_changes() -> None:
     assert all(isinstance(json.loads(body), dict) for body in server.bodies)
 
 
-async def test_a_body_has_a_limit() -> None:
-    sink = hook("http://127.0.0.1:9/")
-    long = [event(seq, Final(0, "x" * 20_000, ())) for seq in range(9)]
-    assert sink.fits(long) == 3
-    assert sink.fits([event(0, Final(0, "x" * RUN_BYTES, ()))] * 2) == 1
-    assert sink.fits([event(seq) for seq in range(MOST)]) == MOST
+@pytest.mark.parametrize("one_call", [True, False])
+@pytest.mark.parametrize(
+    ("text", "posts"), [("x" * 20_000, [3, 3, 3]), ("x" * RUN_BYTES, [1] * 9), ("", [9])]
+)
+async def test_a_body_has_a_limit(one_call: bool, text: str, posts: list[int]) -> None:
+    async with endpoint(200) as server:
+        outbox = Outbox(hook(server.url))
+        for n in range(9):
+            one = event(n if one_call else 0, Final(0, text, ()))
+            outbox.put(one if one_call else replace(one, call=CallInfo(f"c-{n}")))
+        await outbox.start()
+        await until(lambda: not outbox.queued)
+        await outbox.close(1.0)
+    told = [json.loads(body) for body in server.bodies]
+    assert [len(one) if isinstance(one, list) else 1 for one in told] == posts
+
+
+async def test_calls_share_a_post_under_an_id_of_what_is_in_it() -> None:
+    ids = []
+    for calls in ("abc", "abd", "abc"):
+        async with endpoint(200) as server:
+            outbox = Outbox(hook(server.url))
+            for name in calls:
+                outbox.put(replace(event(5), call=CallInfo(name)))
+            await outbox.start()
+            await until(lambda: not outbox.queued)  # noqa: B023
+            await outbox.close(1.0)
+        assert [e["data"]["call_id"] for e in json.loads(server.bodies[0])] == list(calls)
+        ids += server.ids
+    assert ids[0] == ids[2] != ids[1] and all(name.startswith("a:hook:5:") for name in ids)
+
+
+async def test_what_calls_shared_is_tried_again_call_by_call() -> None:
+    """One of them is to blame, and only that one waits."""
+    sink = Runs(lambda event: DeliveryError("500") if event.call.id == "b" else None)
+    async with Line(sink) as line:
+        line.put(Started(), final(), call="a")
+        line.put(Started(), final(), call="b")
+        line.put(Started(), call="c")
+        await settle()
+        assert sink.runs == [[0, 1, 0, 1, 0], [0, 1], [0, 1]]
+        assert [e.call.id for e in sink.taken] == ["a", "a", "c"]
+        line.put(final(), call="c")
+        line.put(final(), call="a")
+        await line.time.advance(2.0)
+        assert [e.call.id for e in sink.taken][3:] == ["c", "a"]
+        assert line.counters["retries"] >= 3
+
+
+async def test_what_calls_shared_and_the_sink_refuses_is_given_event_by_event() -> None:
+    refuse = DeliveryError("422", permanent=True)
+    sink = Runs(lambda event: refuse if event.call.id == "b" and event.seq == 1 else None)
+    async with Line(sink) as line:
+        for call in "abc":
+            line.put(Started(), final(), final(), call=call)
+        await line.time.advance(1.0)
+        taken = [(e.call.id, e.seq) for e in sink.taken]
+        assert sorted(taken) == [(c, n) for c in "abc" for n in range(3) if (c, n) != ("b", 1)]
+        assert line.counters["failed_permanent"] == 1
+
+
+async def test_a_failing_sink_is_not_given_more_at_once() -> None:
+    sink = Runs(down)
+    async with Line(sink) as line:
+        line.put(Started(), call="a")
+        await settle()
+        for call in "bcd":
+            line.put(Started(), call=call)
+        await line.time.advance(0.5)
+        assert sink.runs == []  # one by one
+
+
+async def test_no_more_than_a_delivery_holds() -> None:
+    async with Line(Runs()) as line:
+        for n in range(2 * MOST + 1):
+            line.put(Started(), call=f"c-{n}")
+        await settle()
+        assert [len(run) for run in line.sink.runs] == [MOST, MOST]
+        assert len(line.sink.taken) == 2 * MOST + 1
 
 
 async def test_an_event_that_a_receiver_refuses_costs_only_itself() -> None:

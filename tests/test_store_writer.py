@@ -28,7 +28,7 @@ from bridge.egress.store_types import (
     Safe,
     StoreLimits,
 )
-from bridge.egress.store_writer import StoreWriter
+from bridge.egress.store_writer import GATHER, StoreWriter, spacing
 from bridge.errors import BridgeError
 from bridge.types import CallEvent, CallInfo, EventBody, Final, Refused, Started
 from tests.waiting import until
@@ -71,6 +71,22 @@ def rows(path: Path) -> list[int]:
 
 def files(folder: Path, word: str) -> list[str]:
     return [path.name for path in folder.iterdir() if word in path.name]
+
+
+@pytest.mark.parametrize(
+    ("pace", "wait"), [(0.0, 5), (2999.0, 5), (6000.0, 10), (9000.0, 15), (90_000.0, 15)]
+)
+def test_the_more_is_asked_the_fewer_commits(pace: float, wait: int) -> None:
+    assert spacing(GATHER, pace) == pytest.approx(wait / 1000)
+    assert spacing(0.0, pace) == 0.0 and spacing(60.0, 0.0) == 60.0
+
+
+async def test_the_writer_knows_how_much_is_asked(tmp_path: Path) -> None:
+    async with writing(tmp_path / "o.db", gather=0.001) as (writer, told):
+        for seq in range(3000):
+            writer.put(keep(seq))
+        await until(lambda: len(told.safe()) == 3000)
+        assert writer._pace > 3000
 
 
 async def test_what_is_asked_is_done_and_told(tmp_path: Path) -> None:

@@ -116,8 +116,9 @@ def measure(
     loop: str,
     module: str = "bridge.bench.subject",
     generate: Callable[..., Generator] | None = None,
+    begun: Callable[[], object] = lambda: None,
 ) -> Rung:
-    """One rung."""
+    """One rung. `begun` is called when the legs are up and what follows is measured."""
     allow_files(legs + 100)
     blocks = int((WARM_UP + seconds + 2) * 12.5) + 50
     shape = (legs, blocks)
@@ -138,6 +139,7 @@ def measure(
         generator = (generate or Generator)(legs, sock.getsockname(), sent)
         generator.run(WARM_UP)
         ask(subject, "zero")
+        begun()
         first = generator.frames // 4
         lateness = generator.run(seconds)
         result = ask(subject, "read")

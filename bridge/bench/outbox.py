@@ -1,19 +1,25 @@
-"""`callscribe bench outbox`: what it costs to have every event on the disk before it is told."""
+"""`callscribe bench outbox`: what it costs to have every event on the disk before it is told.
+
+By itself, and as a part of the whole bridge, which hears as many legs meanwhile (`words_subject`).
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from bridge.bench import media
 from bridge.config import WebhookSettings
 from bridge.egress.outbox import Outbox
 from bridge.egress.shelf import Shelves
@@ -24,6 +30,9 @@ from bridge.types import CallEvent, CallInfo, Final, Word
 from bridge.worker import loop_factory
 
 WORDS = 2.5  # a second and leg
+RATE = 2500.0  # events a second that a core should carry beside its legs
+T = TypeVar("T")
+
 SECRET = "whsec_" + "AAAA" * 8
 ROUND = 0.01  # s between two looks at who has something to say
 
@@ -34,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         _commits(Path(folder), args.commits)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_words(Path(folder), args.legs, args.seconds, args.burst))
+            for legs, words in ((args.legs, WORDS), (args.beside, RATE / args.beside)):
+                runner.run(_beside(Path(folder), legs, words, args.seconds))
     return 0
 
 
@@ -73,11 +84,16 @@ def _commits(folder: Path, times: int) -> None:
 class _Peer:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None and process.stdout is not None
-        self._in, self._out = process.stdin, process.stdout
+        self._in, self._out, self._pid = process.stdin, process.stdout, process.pid
 
     async def line(self) -> str:
         async with asyncio.timeout(60):
             return (await self._out.readline()).decode()
+
+    def stay_away(self) -> None:
+        """Leave the first core to the process that is measured."""
+        if cores := sorted(os.sched_getaffinity(0))[1:]:
+            os.sched_setaffinity(self._pid, cores)
 
     async def report(self) -> dict[str, float]:
         self._in.write(b"\n")
@@ -179,3 +195,43 @@ async def _empty(line: _Line) -> None:
     async with asyncio.timeout(60):
         while line.box.queued:  # noqa: ASYNC110 - no event for a bench only
             await asyncio.sleep(0.001)
+
+
+def _from_a_thread(ask: Callable[[], Coroutine[object, object, T]]) -> Callable[[], T]:
+    loop = asyncio.get_running_loop()
+    return lambda: asyncio.run_coroutine_threadsafe(ask(), loop).result()
+
+
+# -- beside everything else --------------------------------------------------------------------
+
+
+async def _beside(folder: Path, legs: int, words: float, seconds: float) -> None:
+    """The whole bridge on one core: without events, and with them in each way."""
+    every = max(1, round(12.5 / words))
+    rate = legs * 12.5 / every
+    print(f"\n{legs} AudioSocket legs in the same process, {rate:.0f} events a second")
+    print(
+        "outbox | POST carries | word → receiver: p50, p99 ms | events/s | CPU | loop late p99 ms"
+    )
+    for place, batch in (("", False), ("memory", False), ("file", False), ("file", True)):
+        async with _peer() as (peer, url):
+            peer.stay_away()
+            path = str(folder / f"beside-{legs}-{batch}.db") if place == "file" else ""
+            how = {"url": url, "secret": SECRET, "batch": batch, "path": path}
+            how["every"] = every if place else 0
+            rung = await asyncio.to_thread(
+                media.measure,
+                *(legs, seconds, "ours"),
+                keepalive=json.dumps(how),
+                loop="uvloop",
+                module="bridge.bench.words_subject",
+                begun=_from_a_thread(peer.report),
+            )
+            told = await peer.report()
+        carries = ("a run" if batch else "one event") if place else ""
+        print(
+            f"{place or 'none':>6} | {carries:>12} | {told['p50'] * 1e3:.1f}, "
+            f"{told['p99'] * 1e3:.1f} | {told['events'] / seconds:.0f} | {rung.cpu:.0%} | "
+            f"{rung.late99 * 1e3:.1f}",
+            flush=True,
+        )

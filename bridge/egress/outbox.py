@@ -27,7 +27,7 @@ from typing import TypeAlias
 from bridge.egress.disk import Disk
 from bridge.egress.pending import Agenda, Backlog, Pending, Row
 from bridge.egress.retry import SCHEDULE, Breaker, backoff, too_late
-from bridge.egress.runs import RunSink, run_of, told
+from bridge.egress.runs import Part, RunSink, Shared, part_of
 from bridge.egress.shelf import Shelf
 from bridge.egress.telling import State, Teller
 from bridge.errors import DeliveryError
@@ -203,25 +203,46 @@ class Outbox:
     def _launch(self, now: float) -> None:
         """Give the sink every head that is due, as far as concurrency and breaker let."""
         self._expire(now)
+        shared: Shared | None = None
         while len(self._flying) < self._concurrency and now >= self._breaker.ask_at:
-            if self._disk is not None and self._disk.busy(self._concurrency):
-                return
+            part = self._next(now)
+            if part is None:
+                break
+            if self._runs is None or self._breaker.failures or not part.fresh:
+                self._send([part], [])
+                continue
+            if shared is not None and not shared.takes(part):
+                self._send(shared.parts, shared.bodies)
+                shared = None
+            if shared is None:
+                shared = Shared(self._runs)
+                shared.takes(part)
+        if shared is not None:  # may be one more than `concurrency`, of which it is the last
+            self._send(shared.parts, shared.bodies)
+
+    def _next(self, now: float) -> Part | None:
+        """What the call has that has been due longest; what is not ready is begun to be loaded."""
+        while self._disk is None or not self._disk.busy(self._concurrency):
             backlog = self._agenda.take(now)
             if backlog is None:
-                return
+                return None
             if self._disk is not None and self._disk.wanting(backlog):
                 self._disk.load(backlog)
                 continue
             row = backlog.head
-            if row is None or not row.stored:  # `enter` is told when it may
-                continue
-            self._breaker.asked(now)
-            self.counters["retries"] += row.attempts > 0
-            rows = run_of(backlog, self._runs)
-            self._fly(backlog, rows, True)
-            task = asyncio.create_task(self._deliver(backlog, rows))
-            self._flying.add(task)
-            task.add_done_callback(self._landed)
+            if row is not None and row.stored:  # else `enter` is told when it may
+                return part_of(backlog, self._runs)
+        return None
+
+    def _send(self, parts: Sequence[Part], bodies: Sequence[bytes]) -> None:
+        """Begin a delivery. `bodies`: of all events, where there are several."""
+        self._breaker.asked(self._clock())
+        for part in parts:
+            self.counters["retries"] += part.rows[0].attempts > 0
+            self._fly(part, True)
+        task = asyncio.create_task(self._deliver(parts, bodies))
+        self._flying.add(task)
+        task.add_done_callback(self._landed)
 
     def _enter(self, backlog: Backlog, due: float) -> None:
         """The call waits its turn from `due` on, unless it does already, or nothing is ready."""
@@ -243,18 +264,19 @@ class Outbox:
             times.append(max(due, self._breaker.ask_at))
         return max(0.0, min(times) - self._clock()) if times else None
 
-    def _fly(self, backlog: Backlog, rows: Sequence[Row], up: bool) -> None:
-        backlog.flying = up
-        for row in rows:
+    def _fly(self, part: Part, up: bool) -> None:
+        part.backlog.flying = up
+        for row in part.rows:
             row.flying = up
 
-    async def _deliver(self, backlog: Backlog, rows: Sequence[Row]) -> None:
-        events = told(backlog, rows)
+    async def _deliver(self, parts: Sequence[Part], bodies: Sequence[bytes]) -> None:
+        events = [event for part in parts for event in part.events]
         failure: DeliveryError | None = None
         try:
             async with asyncio.timeout(DELIVERY_LIMIT):
                 if len(events) > 1 and self._runs is not None:
-                    await self._runs.deliver_run(events)
+                    made = bodies or [self._runs.encode(event) for event in events]
+                    await self._runs.deliver_run(events, made)
                 else:
                     await self._sink.deliver(events[0])
         except DeliveryError as error:
@@ -263,15 +285,19 @@ class Outbox:
             self._odd(events[0], error)
             failure = DeliveryError(f"{self.name} failed: {type(error).__name__}")
         finally:
-            self._fly(backlog, rows, False)
+            for part in parts:
+                self._fly(part, False)
         if self._closed:  # the sink would not be cancelled
             return
         if failure is None:
-            for row in rows:
-                self._delivered(backlog, row)
+            for part in parts:
+                for row in part.rows:
+                    self._delivered(part.backlog, row)
         else:
-            self._failed(backlog, rows, failure)
-        self._enter(backlog, max(backlog.due, self._clock()))  # behind those who wait
+            self._failed(parts, failure)
+        now = self._clock()
+        for part in parts:
+            self._enter(part.backlog, max(part.backlog.due, now))  # behind those who wait
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._flying.discard(task)
@@ -288,15 +314,30 @@ class Outbox:
             self._teller.recovery(self.queued)
             self._hurry()
 
-    def _failed(self, backlog: Backlog, rows: Sequence[Row], error: DeliveryError) -> None:
-        now, before, row = self._clock(), self.state, rows[0]
-        row.attempts += 1
+    def _failed(self, parts: Sequence[Part], error: DeliveryError) -> None:
+        now, before = self._clock(), self.state
+        for part in parts:
+            part.rows[0].attempts += 1
         self._breaker.failed(now, error.retry_after or 0.0)
         self._gone = self._gone or error.gone
         self._teller.change(before, self.state, error, now)
         if self._gone:
-            self._disable(error)
-        elif error.permanent and len(rows) > 1:  # one of them may be to blame; which will be seen
+            return self._disable(error)
+        for part in parts:
+            together = len(parts) > 1 or len(part.rows) > 1
+            self._put_off(part.backlog, part.rows, error, now, together)
+
+    def _put_off(
+        self,
+        backlog: Backlog,
+        rows: Sequence[Row],
+        error: DeliveryError,
+        now: float,
+        together: bool,
+    ) -> None:
+        """One call's rows were not taken."""
+        row = rows[0]
+        if error.permanent and together:  # one of them may be to blame; which will be seen
             backlog.alone, row.attempts = len(rows), 0
         elif error.permanent or too_late(row.attempts, now - row.since):
             self._teller.given_up(row.event, error)

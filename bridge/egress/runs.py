@@ -1,35 +1,84 @@
-"""Several events of one call in one go, for sinks that take them so. Pure.
+"""Several events in one go, for sinks that take them so. Pure.
 
-A run is made once and tried again as it was: it has a name of its own (`webhook-id`), by which a
-receiver knows that it has had it. Partials go alone: a newer one may replace them meanwhile.
+A *part* is what one call has in a delivery: its head, or a run of events from it on. A call's run
+is made once and tried again as it was: it has a name of its own (`webhook-id`), by which a receiver
+knows that it has had it. In it are no partials: a newer one may replace them meanwhile.
+
+Parts of several calls share a delivery when none of them has failed before. What a sink did not
+take so is tried again call by call, so that no call waits for another's trouble.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from bridge.egress.pending import Backlog, Row
 from bridge.types import CallEvent
 
-MOST = 64  # events in a run
+MOST = 64  # events in a delivery
 
 
 @runtime_checkable
 class RunSink(Protocol):
-    """A sink that takes runs."""
+    """A sink that takes runs, of at most `run_bytes` bytes."""
 
-    def fits(self, events: Sequence[CallEvent]) -> int:
-        """How many of them go together, 1 at least."""
+    run_bytes: int
 
-    async def deliver_run(self, events: Sequence[CallEvent]) -> None:
+    def encode(self, event: CallEvent) -> bytes:
+        """An event as it is in a run."""
+
+    async def deliver_run(self, events: Sequence[CallEvent], bodies: Sequence[bytes]) -> None:
         """Hand over all of them, in order. Raises `DeliveryError`: none was taken."""
 
 
-def run_of(backlog: Backlog, sink: RunSink | None) -> list[Row]:
+@dataclass(slots=True, eq=False)
+class Part:
+    """One call's part of a delivery: rows, and their events as this sink is told of them."""
+
+    backlog: Backlog
+    rows: list[Row]
+    events: list[CallEvent]
+
+    @property
+    def fresh(self) -> bool:
+        """May it share? Neither has it failed, nor is it of a run that is taken apart."""
+        return not self.rows[0].attempts and not self.backlog.alone
+
+
+class Shared:
+    """Parts that go together."""
+
+    def __init__(self, sink: RunSink) -> None:
+        self.parts: list[Part] = []
+        self.bodies: list[bytes] = []
+        self._sink = sink
+        self._size = 0
+
+    def takes(self, part: Part) -> bool:
+        """Add the part, if there is room for it; there always is for the first."""
+        many = len(self.bodies) + len(part.events)
+        if self.parts and many > MOST:
+            return False
+        bodies = [self._sink.encode(event) for event in part.events]
+        size = self._size + sum(map(len, bodies)) + len(bodies)
+        if self.parts and size > self._sink.run_bytes:
+            return False
+        self.parts.append(part)
+        self.bodies += bodies
+        self._size = size
+        return True
+
+
+def part_of(backlog: Backlog, sink: RunSink | None) -> Part:
     """What goes now: the head, alone or with what follows it. Not for a call without a head."""
+    rows = _rows(backlog, sink)
+    return Part(backlog, rows, told(backlog, rows))
+
+
+def _rows(backlog: Backlog, sink: RunSink | None) -> list[Row]:
     rows = list(islice(backlog.rows.values(), MOST if sink is not None else 1))
     if sink is None or backlog.alone > 0:
         return rows[:1]
@@ -40,9 +89,19 @@ def run_of(backlog: Backlog, sink: RunSink | None) -> list[Row]:
     while n < len(rows) and rows[n].rank > 0 and _may_go(backlog, rows[n]):
         n += 1
     if n > 1:
-        n = max(1, min(n, sink.fits(told(backlog, rows[:n]))))
+        n = _fitting(sink, told(backlog, rows[:n]))
     backlog.run = [row.event.seq for row in rows[:n]] if n > 1 else []
     return rows[: max(1, n)]
+
+
+def _fitting(sink: RunSink, events: Sequence[CallEvent]) -> int:
+    """How many of them go together, 1 at least."""
+    size = 0
+    for n, event in enumerate(events):
+        size += len(sink.encode(event)) + 1
+        if size > sink.run_bytes:
+            return max(1, n)
+    return len(events)
 
 
 def _may_go(backlog: Backlog, row: Row) -> bool:

@@ -51,6 +51,7 @@ from bridge.types import CallEvent
 
 CROWDED = 0.95  # of the room: what matters least of calls that are over goes
 SHED_AT_ONCE = 10_000  # rows
+MEASURE_EVERY, MEASURE_ROWS = 0.1, 1000  # s, or rows, between two looks at how full the file is
 ERROR_TEXT = 500  # characters of why a letter is dead
 
 _COUNTS = ("SELECT count(*) FROM event", "SELECT count(*) FROM event WHERE state = 1")
@@ -93,6 +94,7 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._owner: Owner | None = None
         self._change = 0  # rows more, in the present transaction
+        self._measured, self._rows_measured = float("-inf"), 0
         self._packed: tuple[CallEvent, str] | None = None
 
     @property
@@ -263,7 +265,12 @@ class Store:
         self._measure()
 
     def _measure(self) -> None:
+        """How much of the file is in use; not at every commit of a busy bridge."""
         assert self._db is not None
+        now, unseen = time.monotonic(), abs(self.rows - self._rows_measured)
+        if now < self._measured + MEASURE_EVERY and unseen < MEASURE_ROWS:
+            return
+        self._measured, self._rows_measured = now, self.rows
         pages, free, size = (
             self._db.execute(f"PRAGMA {what}").fetchone()[0]
             for what in ("page_count", "freelist_count", "page_size")

@@ -2,8 +2,8 @@
 
 The event loop asks (`put`, which never blocks), the thread does all that waits in one transaction,
 and the answers come back to the loop together. After a commit the next one waits `GATHER` seconds,
-so that a busy bridge makes two hundred a second at most; the first event after a quiet moment waits
-for nobody.
+and as much longer as more than `BUSY` is asked, up to `LONGEST`: a commit costs what a dozen
+events do. The first event after a quiet moment waits for nobody.
 
 When the file cannot be written (disk full, locked, broken) nothing stops: everything that waited is
 answered `Safe` with `stored` false, so that it is delivered from memory as without a store; what
@@ -27,7 +27,8 @@ from bridge.egress.store import Store
 from bridge.egress.store_schema import is_broken, reason, set_aside
 from bridge.egress.store_types import Await, Keep, Note, Op, Renewed, Result, Safe, Tidy
 
-GATHER = 0.005  # seconds from a commit to the next; more saves nothing (BENCHMARKS.md)
+GATHER, LONGEST = 0.005, 0.015  # seconds from a commit to the next (BENCHMARKS.md)
+BUSY = 3000.0  # asked a second: a thousand events; beyond that the wait grows with it
 MOST = 50_000  # of what is asked, waiting; beyond it events are not kept on disk, and that is told
 RETRY = 1.0  # seconds between two tries to write
 TIDY = 60.0  # seconds between two looks at what is too old
@@ -35,6 +36,11 @@ TIDY = 60.0  # seconds between two looks at what is too old
 Taken: TypeAlias = Literal["waits", "late", "no"]
 
 log = logging.getLogger("callscribe.outbox")
+
+
+def spacing(gather: float, pace: float) -> float:
+    """Seconds from a commit to the next, when `pace` a second is asked."""
+    return max(gather, min(gather * pace / BUSY, LONGEST))
 
 
 class StoreWriter:
@@ -64,6 +70,7 @@ class StoreWriter:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last = self._tidied = float("-inf")
+        self._pace = 0.0  # asked a second, lately
 
     @property
     def waiting(self) -> int:
@@ -134,7 +141,8 @@ class StoreWriter:
         if self._batch:  # that could not be written
             self._closing.wait(self._retry)
         elif self._some.wait(TIDY):
-            self._closing.wait(max(0.0, self._last + self._gather - time.monotonic()))
+            until = self._last + spacing(self._gather, self._pace)
+            self._closing.wait(max(0.0, until - time.monotonic()))
         self._some.clear()
         room = self._most * 2 - len(self._batch)
         for _ in range(min(room, len(self._waiting))):
@@ -158,8 +166,10 @@ class StoreWriter:
         except Exception as error:  # of one of these that nobody thought of
             self._one_by_one(error)
             return True
+        now = time.monotonic()
+        self._pace += 0.1 * (len(self._batch) / max(now - self._last, GATHER) - self._pace)
         self._batch = []
-        self._last = time.monotonic()
+        self._last = now
         self.counters["commits"] += 1
         if self.trouble:
             log.warning("outbox: %s can be written again", self.store.path)

@@ -9,6 +9,7 @@ query or secret.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import ssl
 import time
@@ -46,6 +47,16 @@ def message_id(call_id: str, name: str, seq: int) -> str:
     return re.sub(r"[^A-Za-z0-9:_-]", "_", f"{call_id}:{name}:{seq}")
 
 
+def run_id(events: Sequence[CallEvent], name: str) -> str:
+    """``webhook-id`` of several: the same for the same events. Of one call, from which to which."""
+    first, last = events[0], events[-1]
+    begin = message_id(first.call.id, name, first.seq)
+    if all(event.call.id == first.call.id for event in events):
+        return f"{begin}-{last.seq}"
+    which = "\0".join(f"{event.call.id}\0{event.seq}" for event in events)
+    return f"{begin}:{hashlib.sha256(which.encode('utf-8', 'replace')).hexdigest()[:24]}"
+
+
 def retry_after(value: str | None, now: float) -> float | None:
     """Seconds, from RFC 9110 10.2.3 (seconds or a date); None if there is no sense in it."""
     text = (value or "").strip()
@@ -78,7 +89,8 @@ class Webhook:
         self._host = urlsplit(settings.url).netloc
         self.name = settings.name or f"webhook:{urlsplit(settings.url).hostname}"
         self._settings, self._wall = settings, wall
-        self.batch = settings.batch  # it takes runs (`runs.RunSink`)
+        self.batch = settings.batch  # it takes runs (`runs.RunSink`) …
+        self.run_bytes = RUN_BYTES  # … as long as this
         secrets = (settings.secret, settings.previous_secret)
         self._keys = [check_secret(s.get_secret_value()) for s in secrets if s is not None]
         self._tries: OrderedDict[str, int] = OrderedDict()  # by message id: times answered 4xx
@@ -118,21 +130,14 @@ class Webhook:
         status, wish = await self.post(name, body(event))
         self._judge(name, status, wish)
 
-    def fits(self, events: Sequence[CallEvent]) -> int:
-        """How many of them one body takes."""
-        size = 1
-        for n, event in enumerate(events):
-            size += len(body(event)) + 1
-            if size > RUN_BYTES:
-                return max(1, n)
-        return len(events)
+    def encode(self, event: CallEvent) -> bytes:
+        """An event as it is in an array."""
+        return body(event)
 
-    async def deliver_run(self, events: Sequence[CallEvent]) -> None:
+    async def deliver_run(self, events: Sequence[CallEvent], bodies: Sequence[bytes]) -> None:
         """POST them as one JSON array. Raises `DeliveryError`."""
-        first, last = events[0], events[-1]
-        name = f"{message_id(first.call.id, self.name, first.seq)}-{last.seq}"
-        content = b"[" + b",".join(map(body, events)) + b"]"
-        status, wish = await self.post(name, content)
+        name = run_id(events, self.name)
+        status, wish = await self.post(name, b"[" + b",".join(bodies) + b"]")
         self._judge(name, status, wish)
 
     async def post(self, name: str, content: bytes) -> tuple[int, str | None]:
