@@ -18,7 +18,7 @@ from bridge.config_fields import Section
 from bridge.rules_text import Pattern, phrase
 
 ACTIONS = ("setvar", "redirect", "hangup", "record", "stop_record", "userevent", "webhook")
-FORMATS = ("wav", "WAV", "gsm", "ulaw", "alaw", "sln")  # of Asterisk's recordings
+FORMATS = ("wav", "WAV", "gsm", "ulaw", "alaw", "sln")  # FreeSWITCH's is wav
 OURS = ("CALLSCRIBE", "CALLSCRIBE_ID", "CALLSCRIBE_CALL", "CALLSCRIBE_TEXT", "CALLSCRIBE_STATUS")
 _CONTEXT = r"^[A-Za-z0-9_.-]{1,79}$"
 # Neither $ { } [ ] \ ; & | < > nor quotes, which dialplans and shells evaluate, nor line ends.
@@ -77,7 +77,7 @@ class HangUp(Section):
 
 
 class Record(Section):
-    """Have Asterisk record the channel's call into [rules] recordings."""
+    """Have the switch record the channel's call into [rules] recordings."""
 
     do: Literal["record"]
     file: str = "{call_id}.wav"
@@ -187,7 +187,7 @@ class RulesSettings(Section):
     ]] = ["setvar", "userevent", "webhook"]  # fmt: skip
     allow_contexts: list[Annotated[str, Field(pattern=_CONTEXT)]] = Field(default_factory=list)
     allow_variables: list[str] = ["CALLSCRIBE_*"]  # with * and ?
-    recordings: str = ""  # a directory, as Asterisk sees it
+    recordings: str = ""  # a directory, as the switch sees it
     dry_run: bool = False  # of all rules
     queue: int = Field(default=1000, ge=1)  # firings that wait or are being done
 
@@ -198,7 +198,7 @@ class RulesSettings(Section):
         if value and not (re.fullmatch("/[A-Za-z0-9_./-]{1,400}", value) and ".." not in parts):
             raise ValueError(
                 "expected an absolute path of letters, digits, . _ and -, and without .. in it; "
-                "Asterisk splits or evaluates other characters"
+                "switches split or evaluate other characters"
             )
         return value.rstrip("/")
 
@@ -240,7 +240,7 @@ def _forbidden(action: Action, allowed: RulesSettings) -> str:
                 "add it to rules.allow_variables"
             )
         case Record() if not allowed.recordings:
-            return "record needs rules.recordings, the directory that Asterisk records into"
+            return "record needs rules.recordings, the directory that the switch records into"
     return ""
 
 
@@ -254,8 +254,6 @@ def _impossible(action: Action, ami: bool, esl: bool, webhooks: Collection[str])
             return ""
         case HangUp(target="bridge"):
             return ""
-        case Record() | StopRecording() if not ami:
-            return f"{action.do} needs an [ami] section"
         case _ if not ami and not esl:
             return f"{action.do} needs an [ami] section, or [esl] for FreeSWITCH"
     return ""

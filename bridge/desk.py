@@ -17,6 +17,7 @@ from bridge.http.announce import BadAnnouncement
 from bridge.http.app import Health
 from bridge.ingress.rtp_types import BadMedia
 from bridge.media import MediaAddress, MediaRequest
+from bridge.pbx.ari_events import Wish
 from bridge.pbx.ari_taps import NoChannel
 from bridge.recorder.recorder import answered
 from bridge.types import Announcement, Final, LegCounts, LegName, Listened
@@ -145,12 +146,12 @@ class Desk:
         except BadMedia as e:
             raise BadAnnouncement(f"media: {e}") from None
 
-    def tap(self, channel: str, call: str, leg: LegName | None) -> str:
+    def tap(self, channel: str, call: str, leg: LegName | None, *, consents: bool) -> str:
         """POST /calls with tap."""
         if self._server.ari is None:
             raise BadAnnouncement("tap: this bridge has no ARI; its configuration needs [ari]")
         try:
-            return self._server.ari.tap(channel, call=call, leg=leg)
+            return self._server.ari.tap(channel, Wish(call, leg, consents))
         except NoChannel as e:
             raise LookupError(str(e)) from None
 

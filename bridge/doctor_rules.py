@@ -95,19 +95,23 @@ async def _places(link: AmiLink, actions: list[Action]) -> AsyncIterator[Finding
 
 
 async def _freeswitch(esl: EslSettings, actions: list[Action]) -> list[Finding]:
-    commands = {"redirect": "uuid_transfer {} s XML none", "hangup": "uuid_kill {}"}
-    needed = dict.fromkeys(a.do for a in actions if a.do in commands and _at_ami(a))
+    commands = {
+        "redirect": "uuid_transfer {} s XML none",
+        "hangup": "uuid_kill {}",
+        "record": "uuid_record {} stop all",
+        "stop_record": "uuid_record {} stop all",
+    }
+    needed = dict.fromkeys(commands[a.do] for a in actions if a.do in commands and _at_ami(a))
     link = EslLink(esl)
     findings = []
     await link.start()
     try:
         async with asyncio.timeout(esl.timeout):
             await link.up()
-        for do in needed:
-            command = commands[do].format(uuid4())
+        for command in needed:
             name = command.partition(" ")[0]
             try:
-                await link.api(command)
+                await link.api(command.format(uuid4()))
             except DeliveryError as e:
                 if not e.permanent:
                     raise

@@ -91,15 +91,20 @@ def ami(action: Action, firing: Firing, channel: str, recordings: str) -> tuple[
             raise ValueError("a webhook is no action of a switch")
 
 
-def esl(action: Action, firing: Firing, channel: str) -> str:
-    """The arguments of an ``api`` command, but for variables and events. Empty: there is none."""
+def esl(action: Action, firing: Firing, channel: str, recordings: str) -> str:
+    """The arguments of an ``api`` command. Raises ValueError for variables, events, webhooks."""
     match action:
         case Redirect():
             return f"uuid_transfer {channel} {action.exten} XML {action.context}"
         case HangUp():
             return f"uuid_kill {channel} {_CAUSES.get(action.cause, 'NORMAL_CLEARING')}"
+        case Record():
+            path = recording(action, firing.cause.call, recordings)
+            return f"uuid_record {channel} start {path}"
+        case StopRecording():
+            return f"uuid_record {channel} stop all"
         case _:
-            return ""
+            raise ValueError(f"{action.do} is no command")
 
 
 def told(firing: Firing) -> Headers:

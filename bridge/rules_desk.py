@@ -204,10 +204,8 @@ class Rules:
         if isinstance(action, SetVariable):
             value = rules_actions.value(action, firing)
             return await esl.setvar(channel, action.variable, value)
-        command = rules_actions.esl(action, firing, channel)
-        if not command:
-            raise DeliveryError(f"{action.do} is not for FreeSWITCH's channels")
-        await esl.api(command)
+        folder = self._settings.rules.recordings
+        await esl.api(rules_actions.esl(action, firing, channel, folder))
 
     def _tell(self, firing: Firing, action: Action, outcome: Outcome, reason: str = "") -> None:
         self.counters[action.do, outcome] += 1

@@ -39,10 +39,11 @@ def make(
     if ari.encapsulation == "rtp":
         assert rtp is not None  # checked with the settings
         ports = RtpTaps(rtp, ari.format, time.monotonic)
-        link = AriLink(ari, ports.announce, came, media=RtpMedia(ports, ari.format))
+        media: Media = RtpMedia(ports, ari.format)
+        link = AriLink(ari, ports.announce, came, media=media, learn=announce)
         ports.unheard = link.unheard
     else:
-        media: Media = AudioSocketMedia(address(ari, settings.audiosocket))
+        media = AudioSocketMedia(address(ari, settings.audiosocket))
         if ari.encapsulation == "websocket":
             media = WebSocketMedia(ari.websocket, ari.format)
         link = AriLink(ari, announce, came, media=media)
@@ -54,7 +55,7 @@ def asked_by_ami(link: AriLink | None) -> Callable[[TapAsked], object] | None:
     """What an AMI link does with a tap that somebody asks for there; None without ARI."""
     if link is None:
         return None
-    return lambda asked: link.tap(asked.channel, call=asked.wish.call, leg=asked.wish.leg)
+    return lambda asked: link.tap(asked.channel, asked.wish)
 
 
 def outcome(switchboard: Switchboard, uuid: str, call_id: str, name: LegName) -> Outcome:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 from uuid import UUID
@@ -27,7 +27,7 @@ from bridge.pbx.ari_media import AudioSocketMedia, Media, RtpMedia, WebSocketMed
 from bridge.pbx.ari_rules import Rule
 from bridge.pbx.ari_tap import BACKOFF, Form, Outcome
 from bridge.pbx.ari_taps import Taps
-from bridge.types import Announcement, LegName
+from bridge.types import Announcement, CallInfo, LegName
 
 OURS = re.compile(r"callscribe-[smb]-[0-9a-f-]{36}")
 Json = dict[str, Any]
@@ -312,6 +312,7 @@ class TapsLab:
         self.now = 1000.0
         self.announced: dict[str, Announcement] = {}
         self.ended: set[str] = set()
+        self.consented: list[LegName] = []  # after they were announced
         self.notices: list[str] = []
         self.refuse: Exception | None = None
         self.silent = ""  # part of a path that is not answered
@@ -333,6 +334,7 @@ class TapsLab:
             new_uuid=self._new_uuid,
             jitter=lambda: 0.0,
             notice=self.notices.append,
+            learn=self._learn,
         )
 
     def _new_uuid(self) -> str:
@@ -344,6 +346,14 @@ class TapsLab:
             raise self.refuse
         self.ports.open(announcement.uuid)
         self.announced[announcement.uuid] = announcement
+
+    def _learn(self, announcement: Announcement) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        before = self.announced[announcement.uuid]
+        assert (before.call, before.leg) == (announcement.call, announcement.leg)
+        assert replace(announcement.info, recording_consent=False) == CallInfo("")
+        self.consented.append(announcement.leg)
 
     def _outcome(self, uuid: str, call: str, leg: LegName) -> Outcome:
         assert (self.announced[uuid].call, self.announced[uuid].leg) == (call, leg)

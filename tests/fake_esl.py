@@ -290,6 +290,7 @@ class FakeEsl:
             "uuid_setvar": self._setvar,
             "uuid_transfer": self._channel_command,
             "uuid_kill": self._channel_command,
+            "uuid_record": self._channel_command,
         }
         body = known[name](rest) if name in known else f"-ERR {name} Command not found!\n"
         data = body.encode()

@@ -22,6 +22,8 @@ ASKED = {"event": "UserEvent", "userevent": "CallscribeTap", "channel": "PJSIP/a
     [
         ({}, Wish()),
         ({"call": " c-1 ", "leg": "Callee"}, Wish("c-1", "callee")),
+        ({"consent": "1"}, Wish(consents=True)),
+        ({"consent": "0"}, Wish()),
         ({"privilege": "user,all", "actionid": "x1", "uniqueid": "1700000000.1"}, Wish()),
     ],
 )

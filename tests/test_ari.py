@@ -17,7 +17,7 @@ from bridge.config import AriSettings
 from bridge.errors import DeliveryError
 from bridge.pbx import ari, ari_tap
 from bridge.pbx.ari import AriLink, backoff
-from bridge.pbx.ari_events import PLACES, TYPES
+from bridge.pbx.ari_events import PLACES, TYPES, Wish
 from bridge.pbx.ari_tap import Outcome
 from bridge.pbx.ari_taps import NoChannel
 from bridge.types import Announcement, LegName
@@ -129,7 +129,7 @@ async def test_a_tap_may_be_asked_for() -> None:
         a = fake.world.new("PJSIP/alice-00000001")
         fake.tell()
         await until(lambda: len(link.taps.channels) == 1)
-        call = link.tap("PJSIP/alice-00000001", call="c1", leg="callee")
+        call = link.tap("PJSIP/alice-00000001", Wish("c1", "callee"))
         await until_heard(link, 1)
         (announced,) = board(link).announced
         assert (call, announced.call, announced.leg, announced.info.uniqueid) == (

@@ -129,6 +129,10 @@ def test_a_user_event_is_a_wish() -> None:
     assert parse(message("ChannelUserevent", **fields, userevent=said)) == Asked(
         "PJSIP/bob-1", Wish("c1", "callee")
     )
+    for said, consents in (("1", True), ("", False), ("no", False), ("11", False), (1, False)):
+        assert parse(message("ChannelUserevent", **fields, userevent={"Consent": said})) == Asked(
+            "1700000000.1", Wish(consents=consents)
+        )
 
 
 def test_listings_are_read() -> None:
@@ -163,7 +167,7 @@ JSON = st.recursive(
 )
 KEYS = st.sampled_from(
     "channel caller peer bridge args userevent eventname id name state dialplan channelvars "
-    "channels leg call".split()
+    "channels leg call consent CALLSCRIBE_CONSENT".split()
 )
 
 

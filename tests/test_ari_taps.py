@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fake_ari import TapsLab, World, labs
 
+from bridge.errors import BridgeError
 from bridge.pbx import ari_events
 from bridge.pbx.ari_calls import FIRST, SETTLE
 from bridge.pbx.ari_events import Wish
@@ -367,6 +368,78 @@ def test_a_call_that_rings_is_heard_from_its_answer_under_the_id_that_was_told(
     lab.world.up(a)
     lab.wait(1)
     assert lab.legs() == {("my-call", "caller"): a}
+
+
+# -- consent to recording -------------------------------------------------------------------------
+
+YES = {"CALLSCRIBE_CONSENT": "1"}
+
+
+def test_who_consents_before_is_announced_so_and_the_other_with_him(make: Make, kind: str) -> None:
+    lab = make(*ALL, kind=kind)
+    a = lab.world.new("PJSIP/alice-00000001", "Ring", variables=YES)
+    b = lab.world.new("PJSIP/bob-00000002", "Down")
+    lab.world.dial(a, b)
+    lab.world.up(b)
+    lab.world.up(a)
+    lab.wait(1)
+    assert [told.info.recording_consent for told in lab.announced.values()] == [True, True]
+    assert lab.consented == []
+
+
+def test_who_consents_later_is_heard_of_once(make: Make, kind: str) -> None:
+    lab = make(*ALL, kind=kind)
+    a, _ = lab.world.talk()
+    lab.wait(1)
+    lab.world.channels[a].variables = dict(YES)
+    for exten in ("1", "2"):
+        lab.world.place(a, "in", exten, "Playback")
+        lab.wait(1)
+    assert not any(told.info.recording_consent for told in lab.announced.values())
+    assert sorted(lab.consented) == ["callee", "caller"]
+
+
+@pytest.mark.parametrize("said", ["", "0", "no", "true", "11"])
+def test_nothing_else_is_consent(make: Make, said: str) -> None:
+    lab = make(*ALL)
+    lab.world.new("PJSIP/alice-00000001", variables={"CALLSCRIBE_CONSENT": said})
+    lab.wait(1)
+    assert [told.info.recording_consent for told in lab.announced.values()] == [False]
+    assert lab.consented == []
+
+
+def test_consent_can_come_with_a_wish(make: Make) -> None:
+    lab = make()
+    a, b = lab.world.talk()
+    lab.run()
+    lab.taps.tap(a, Wish(consents=True), lab.now)
+    lab.wait(1)
+    assert [told.info.recording_consent for told in lab.announced.values()] == [True, True]
+    c, d = lab.world.talk()
+    lab.run()
+    lab.taps.tap(c, Wish(), lab.now)
+    lab.wait(1)
+    lab.taps.tap(d, Wish(consents=True), lab.now)
+    lab.wait(1)
+    assert sorted(lab.consented) == ["callee", "caller"] and len(lab.legs()) == 4
+
+
+def test_consent_of_a_leg_that_is_over_or_cannot_be_told_harms_nothing(make: Make) -> None:
+    lab = make(*ALL)
+    a, _ = lab.world.talk()
+    lab.wait(1)
+    lab.ended.add(next(iter(lab.announced)))
+    lab.world.channels[a].variables = dict(YES)
+    lab.world.place(a, "in", "1", "Playback")
+    lab.wait(1)
+    assert lab.consented == ["callee"]
+    c, _ = lab.world.talk()
+    lab.wait(1)
+    lab.refuse = BridgeError("draining")
+    lab.world.channels[c].variables = dict(YES)
+    lab.world.place(c, "in", "1", "Playback")
+    lab.wait(1)
+    assert lab.consented == ["callee"] and len(lab.legs()) == 4
 
 
 def test_two_legs_may_be_asked_for_one_by_one(make: Make) -> None:

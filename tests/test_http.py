@@ -49,7 +49,7 @@ class FakeService:
         self.requested: list[MediaRequest] = []
         self.hung_up: list[str] = []
         self.paused: list[tuple[str, str | None, bool]] = []
-        self.tapped: list[tuple[str, str, str | None]] = []
+        self.tapped: list[tuple[str, str, str | None, bool]] = []
         self.error: Exception | None = None
         self.answer: SrtpKey | None = None  # of our own
         self.words = "caller: hello <script>alert(1)</script>\n"
@@ -85,10 +85,10 @@ class FakeService:
         types = {0: "pcmu/8000", 101: "telephone-event"}
         return MediaAddress("192.0.2.10", 20742, 30.0, request.codec or "pcmu", types, self.answer)
 
-    def tap(self, channel: str, call: str, leg: str | None) -> str:
+    def tap(self, channel: str, call: str, leg: str | None, *, consents: bool) -> str:
         if self.error is not None:
             raise self.error
-        self.tapped.append((channel, call, leg))
+        self.tapped.append((channel, call, leg, consents))
         return call or "made-up"
 
     def pause(self, id: str, leg: LegName | None, *, resume: bool) -> dict[str, bool] | None:
@@ -885,8 +885,9 @@ async def test_a_channel_is_tapped() -> None:
     service = FakeService()
     async with serving(service, token=TOKEN) as client:
         for body, tapped in (
-            ({"channel": "PJSIP/alice-00000001"}, ("PJSIP/alice-00000001", "", None)),
-            ({"channel": "1.2", "call": "c-1", "leg": "callee"}, ("1.2", "c-1", "callee")),
+            ({"channel": "PJSIP/alice-00000001"}, ("PJSIP/alice-00000001", "", None, False)),
+            ({"channel": "1.2", "call": "c-1", "leg": "callee"}, ("1.2", "c-1", "callee", False)),
+            ({"channel": "1.2", "recording_consent": True}, ("1.2", "", None, True)),
         ):
             status, answer, _ = await client.ask(
                 "POST", "/calls", json={"tap": True, **body}, headers=BEARER
@@ -918,10 +919,14 @@ async def test_a_tap_that_cannot_be_says_why(error: Exception, status: int) -> N
     ("body", "sentence"),
     [
         ({"tap": 1, "channel": "x"}, "tap: expected true or false"),
+        (
+            {"tap": True, "channel": "x", "recording_consent": "no"},
+            "recording_consent: expected true or false",
+        ),
         ({"tap": True}, "channel: tap needs the name or the unique id of a channel"),
         (
             {"tap": True, "channel": "x", "media": {"type": "rtp"}},
-            "media: does not go with tap; only tap, channel, call, leg do",
+            "media: does not go with tap; only tap, channel, call, leg, recording_consent do",
         ),
         ({"tap": True, "channel": "x", "leg": "third"}, 'leg: expected "caller" or "callee"'),
         (

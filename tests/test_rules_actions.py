@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,10 +153,22 @@ UUID = "8068a190-1efb-4a9f-af3c-8e234e010031"
 
 def test_what_freeswitch_is_told() -> None:
     told = firing("x")
-    assert esl(MOVE, told, UUID) == f"uuid_transfer {UUID} 100 XML callscribe-operator"
-    assert esl(HangUp(do="hangup", cause=17), told, UUID) == f"uuid_kill {UUID} USER_BUSY"
-    assert esl(HangUp(do="hangup", cause=99), told, UUID) == f"uuid_kill {UUID} NORMAL_CLEARING"
-    assert esl(Record(do="record"), told, UUID) == ""
+    for action, command in (
+        (MOVE, f"uuid_transfer {UUID} 100 XML callscribe-operator"),
+        (HangUp(do="hangup", cause=17), f"uuid_kill {UUID} USER_BUSY"),
+        (HangUp(do="hangup", cause=99), f"uuid_kill {UUID} NORMAL_CLEARING"),
+        (Record(do="record"), f"uuid_record {UUID} start /rec/{told.cause.call.id}.wav"),
+        (StopRecording(do="stop_record"), f"uuid_record {UUID} stop all"),
+    ):
+        assert esl(action, told, UUID, "/rec") == command
+
+
+@given(st.text() | st.just(POISON))
+def test_a_recordings_file_is_one_word_whatever_the_calls_id_is(id: str) -> None:
+    told = firing("x")
+    told = replace(told, cause=replace(told.cause, call=CallInfo(id)))
+    command = esl(Record(do="record"), told, UUID, "/rec")
+    assert re.fullmatch(rf"uuid_record {UUID} start /rec/[A-Za-z0-9_-]*\.wav", command)
 
 
 @given(st.text() | st.just(POISON))

@@ -121,8 +121,9 @@ def test_what_an_action_needs() -> None:
     )
     settings(SET, ami=None, esl={"password": "ClueCon"})
     recorded = {**allowed, "recordings": "/rec"}
-    assert problem({"do": "record"}, ami=None, esl={"password": "x"}, rules=recorded).endswith(
-        "record needs an [ami] section"
+    settings({"do": "record"}, ami=None, esl={"password": "ClueCon"}, rules=recorded)
+    assert problem({"do": "record"}, ami=None, rules=recorded).endswith(
+        "record needs an [ami] section, or [esl] for FreeSWITCH"
     )
     settings({"do": "hangup", "target": "bridge"}, ami=None, rules=allowed)
     assert problem({"do": "webhook", "webhook": "erp"}, webhook=[HOOK]) == (

@@ -231,13 +231,14 @@ async def test_a_freeswitch_channel_is_moved_over_its_socket(begin: Begin, ami: 
     async with FakeEsl() as esl:
         esl.channels.add(UUID)
         section = {"port": esl.port, "password": esl.password}
-        up = await begin(rule(SET, MOVE, {"do": "record"}), channel=UUID, esl=section)
+        up = await begin(rule(SET, {"do": "record"}, MOVE), channel=UUID, esl=section)
         await up.says(ASKS)
         await until(lambda: len(up.sink.fired()) == 3)
         assert esl.variables[UUID, "CALLSCRIBE_WANTS"] == text_of(77)
         lines = [command.line for command in esl.commands]
         assert f"api uuid_transfer {UUID} s XML callscribe-operator" in lines
-        assert up.sink.fired()[2].reason == "record is not for FreeSWITCH's channels"
+        assert f"api uuid_record {UUID} start /rec/c-1.wav" in lines
+        assert {body.outcome for body in up.sink.fired()} == {"done"}
         assert not ami.named("Redirect")
 
 

@@ -23,7 +23,7 @@ async def examine(
     account = {"port": fake.port, "username": "callscribe", "secret": "s3cret", "timeout": 0.5}
     given = {"name": "r", "words": ["help"], "actions": list(actions), **rule}
     allowed = {
-        "allow_actions": ["setvar", "redirect", "record", "hangup"],
+        "allow_actions": ["setvar", "redirect", "record", "stop_record", "hangup"],
         "allow_contexts": ["callscribe-operator"],
         "recordings": "/rec",
     }
@@ -91,6 +91,9 @@ async def test_a_freeswitch_users_rights() -> None:
         assert found(findings, "ok") == ["1 rule", "may uuid_kill"]
         assert found(findings, "failed") == ["may not uuid_transfer, which a rule needs"]
         assert findings[1].advice == "add uuid_transfer to esl-allowed-api of the user"
+        fake.users = {"callscribe@pbx": ("pw", {"uuid_record"})}
+        findings = await examine(fake, {"do": "record"}, {"do": "stop_record"})
+        assert found(findings, "ok") == ["1 rule", "may uuid_record"]
     assert found(await examine(fake, MOVE), "warning") == [
         "could not be tested at FreeSWITCH, see ESL above"
     ]

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outbox.add_argument("--seconds", type=float, default=10.0, help="measured per row")
     outbox.add_argument("--commits", type=int, default=500, help="measured per row")
     outbox.add_argument("--burst", type=int, default=10_000, help="events at once")
-    outbox.add_argument("--beside", type=int, default=1000, help="legs with 2,500 events a second")
+    outbox.add_argument("--beside", type=int, default=400, help="legs with 2,500 events a second")
     outbox.add_argument("--folder", type=pathlib.Path, help="where the file is made")
     _engine_arguments(benches.add_parser("engine", help="batch steps of the Kyutai engine"))
 

@@ -28,7 +28,7 @@ NAMES = ("channel", "uniqueid", "linkedid", "caller", "callee")
 KEYS = ("uuid", "call", "leg", *NAMES, "extra", "recording_consent", "listen", "media", "tap")
 LISTEN_KEYS = ("seconds", "begin")
 MAX_LISTEN = 600  # s that a dialplan may wait for a turn
-TAP_KEYS = ("tap", "channel", "call", "leg")
+TAP_KEYS = ("tap", "channel", "call", "leg", "recording_consent")
 KINDS = ("rtp", "l16")
 MEDIA_KEYS = ("type", "codec", "from", "ptime", "payload_types", "srtp")
 SRTP_KEYS = ("suite", "key")
@@ -65,6 +65,7 @@ class TapWanted:
     channel: str
     call: str
     leg: LegName | None
+    consents: bool = False  # to recording
 
 
 def parse_announcement(body: bytes, new_uuid: Callable[[], str]) -> Wanted | TapWanted:
@@ -103,7 +104,8 @@ def _tap(given: dict[str, object]) -> TapWanted:
     if not channel:
         raise BadAnnouncement("channel: tap needs the name or the unique id of a channel")
     leg = _leg(given["leg"]) if "leg" in given else None
-    return TapWanted(channel, _text("call", given.get("call", "")), leg)
+    consents = _consent(given.get("recording_consent", False))
+    return TapWanted(channel, _text("call", given.get("call", "")), leg, consents)
 
 
 def json_object(body: bytes, example: str = '{"leg": "caller"}') -> dict[str, object]:

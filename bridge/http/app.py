@@ -209,7 +209,7 @@ async def announce(request: web.Request) -> web.StreamResponse:
 
 def _announced(service: Service, wanted: Wanted | TapWanted) -> dict[str, object]:
     if isinstance(wanted, TapWanted):
-        call = service.tap(wanted.channel, wanted.call, wanted.leg)
+        call = service.tap(wanted.channel, wanted.call, wanted.leg, consents=wanted.consents)
         return {"call": call, "channel": wanted.channel}
     announcement = wanted.announcement
     answer: dict[str, object] = {

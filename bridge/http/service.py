@@ -71,8 +71,10 @@ class Service(Protocol):
     def open_media(self, announcement: Announcement, request: MediaRequest) -> MediaAddress:
         """Open a port for this UUID's stream. As `announce`, and `BadAnnouncement`."""
 
-    def tap(self, channel: str, call: str, leg: LegName | None) -> str:
+    def tap(self, channel: str, call: str, leg: LegName | None, *, consents: bool) -> str:
         """Listen to the call of a channel of Asterisk; the call's id. `leg`: None for both.
+
+        `consents`: all who speak agree to be recorded.
 
         Raises LookupError for an unknown channel, `DeliveryError` while ARI is not there,
         `BadAnnouncement` without ARI.

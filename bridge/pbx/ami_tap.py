@@ -1,9 +1,9 @@
 """A tap that a client of the manager interface asks for. Pure.
 
 ``Action: UserEvent / UserEvent: CallscribeTap / Channel: PJSIP/alice-00000001``, and where wanted
-``Call:`` and ``Leg:``. AMI sends such an event to its own clients alone, never to ARI (ASTERISK
-§3.5), so it is handed on here. Whoever has ``write = user`` may send it, and nothing in it proves
-who did: who may ask a manager for that may well ask for the call itself.
+``Call:``, ``Leg:`` and ``Consent: 1``. AMI sends such an event to its own clients alone, never to
+ARI, so it is handed on here. Whoever has ``write = user`` may send it, and nothing in it proves who
+did: who may ask a manager for that may well ask for the call itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def tap_asked(event: Mapping[str, str]) -> TapAsked | None:
     if not channel:
         raise ProtocolError(f"a {USER_EVENT} without Channel asks for nothing")
     try:
-        asked = wish({"call": event.get("call", ""), "leg": event.get("leg", "")})
+        asked = wish({key: event.get(key, "") for key in ("call", "leg", "consent")})
     except ProtocolError as e:
         raise ProtocolError(f"a {USER_EVENT} asks in vain: {e}") from None
     return TapAsked(channel, asked)

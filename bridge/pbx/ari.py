@@ -28,6 +28,8 @@ from bridge.pbx.ari_tap import Form, Outcome, Request
 from bridge.pbx.ari_taps import Taps
 from bridge.types import Announcement, LegName
 
+ANY = Wish()  # both legs, under an id of its own
+
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.5, 30.0)  # s: the first and the longest span that a retry is drawn from
@@ -63,6 +65,7 @@ class AriLink:
         outcome: Callable[[str, str, LegName], Outcome],
         *,
         media: Media | None = None,
+        learn: Callable[[Announcement], object] | None = None,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,6 +79,7 @@ class AriLink:
             new_uuid=lambda: str(uuid4()),
             jitter=jitter,
             notice=self._notice,
+            learn=learn,
         )
         self.counters: Counter[str] = self.taps.counters
         self._settings = settings
@@ -121,14 +125,14 @@ class AriLink:
                 raise self._unavailable()
             await self._moved.wait()
 
-    def tap(self, channel: str, *, call: str = "", leg: LegName | None = None) -> str:
+    def tap(self, channel: str, wish: Wish = ANY) -> str:
         """Listen to the call of this channel (id or name); see `Taps.tap`. Returns the call's id.
 
         Raises `NoChannel`, and `DeliveryError` while ARI is not there.
         """
         if self.state != "up":
             raise self._unavailable()
-        found = self.taps.tap(channel, Wish(call, leg), self._clock())
+        found = self.taps.tap(channel, wish, self._clock())
         self._turn()
         return found
 

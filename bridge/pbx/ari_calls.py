@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -50,6 +51,7 @@ class TappedCall:
     wants: set[LegName] = field(default_factory=set)
     names: dict[str, LegName] = field(default_factory=dict)  # channel → leg, where that was said
     taps: dict[LegName, Tap] = field(default_factory=dict)
+    consents: bool = False  # to recording: all who speak, as the dialplan says
 
 
 class Alarms:
@@ -87,6 +89,7 @@ class TappedCalls:
         form: Form,
         rules: Iterable[Rule],
         announce: Callable[[Announcement], object],
+        learn: Callable[[Announcement], object],
         outcome: Callable[[str, str, LegName], Outcome],
         send: Callable[[Request], None],
         *,
@@ -108,6 +111,7 @@ class TappedCalls:
         self._channels = channels
         self._form = form
         self._announce = announce
+        self._learn = learn
         self._outcome = outcome
         self._send = send
         self._matched: set[str] = set()  # channels that a rule wants
@@ -143,6 +147,9 @@ class TappedCalls:
             self.place(party)
         if not self.synced:
             return
+        call = self.by_channel.get(id)
+        if call is not None and party.channel.consents:
+            self._consented(call)
         if party.up and id in self.wanted and not self._wait(party, now):
             self._take(party, self.wanted.pop(id), now)
         if self.by_channel:
@@ -190,6 +197,8 @@ class TappedCalls:
                 return
             call = self.new_call(asked.call or self.new_uuid(), id)
         self.by_channel[id] = call
+        if asked.consents or party.channel.consents:
+            self._consented(call)
         if asked.leg is not None:
             call.names[id] = asked.leg
             self._add(call, asked.leg, id, now)
@@ -199,6 +208,17 @@ class TappedCalls:
         else:
             call.wants |= set(wanted.legs)
             self._extend(call, now)
+
+    def _consented(self, call: TappedCall) -> None:
+        """Tell it of legs that are heard; those to come are announced so."""
+        if call.consents:
+            return
+        call.consents = True
+        for leg, tap in call.taps.items():
+            if tap.live and not tap.adopted and self._outcome(tap.uuid, tap.call, leg) != "ended":
+                info = CallInfo(id="", recording_consent=True)
+                with suppress(BridgeError, ValueError):  # shutting down: nothing more is recorded
+                    self._learn(Announcement(tap.uuid, tap.call, leg, info))
 
     def new_call(self, name: str, anchor: str) -> TappedCall:
         """A call without taps yet."""
@@ -330,6 +350,7 @@ class TappedCalls:
             context=channel.context,
             exten=channel.exten,
             extra={} if call.id == call.first else {"call": call.first},
+            recording_consent=call.consents or channel.consents,
         )
         return Announcement(tap.uuid, call.id, tap.leg, info)
 

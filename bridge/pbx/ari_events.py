@@ -23,7 +23,8 @@ TYPES = (
 )  # fmt: skip
 PLACES = "ChannelDialplan"  # one for each step of the dialplan: asked for where a rule needs it
 USER_EVENT = "CallscribeTap"
-LINKEDID = "CHANNEL(linkedid)"  # in ari.conf: channelvars = CHANNEL(linkedid)
+# In ari.conf: channelvars = CHANNEL(linkedid),CALLSCRIBE_CONSENT
+LINKEDID, CONSENT = "CHANNEL(linkedid)", "CALLSCRIBE_CONSENT"
 TEXT = 256  # characters of any value
 
 _CALL = re.compile(r"[A-Za-z0-9._:@+=-]{0,128}")
@@ -44,14 +45,19 @@ class Channel:
     caller: str = ""  # the party's own number
     connected: str = ""  # that of whom it talks with
     linkedid: str = ""  # empty unless ari.conf lists it
+    consents: bool = False  # to recording; false unless ari.conf lists it
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """That a call be tapped. `leg` empty: both legs, and who is who is found out."""
+    """That a call be tapped. `leg` empty: both legs, and who is who is found out.
+
+    `consents`: all who speak agree to be recorded.
+    """
 
     call: str = ""
     leg: LegName | None = None
+    consents: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +198,7 @@ def channel(value: object) -> Channel:
         caller=_number(fields.get("caller", {})),
         connected=_number(fields.get("connected", {})),
         linkedid=_text(variables.get(LINKEDID, "")),
+        consents=_text(variables.get(CONSENT, "")).strip() == "1",
     )
 
 
@@ -229,13 +236,14 @@ def error_text(text: str) -> str:
 
 
 def wish(fields: Mapping[str, Any]) -> Wish:
-    """What the headers Call and Leg ask for. Raises `ProtocolError`."""
+    """What the headers Call, Leg and Consent ask for. Raises `ProtocolError`."""
     call, leg = _text(fields.get("call", "")).strip(), _text(fields.get("leg", "")).strip().lower()
     if not _CALL.fullmatch(call):
         raise ProtocolError("Call is no id: use ${UNIQUEID} or a UUID")
     if leg not in ("", "caller", "callee"):
         raise ProtocolError("Leg is neither caller nor callee")
-    return Wish(call, cast(LegName, leg) if leg else None)
+    consents = _text(fields.get("consent", "")).strip() == "1"  # anything else is no yes
+    return Wish(call, cast(LegName, leg) if leg else None, consents)
 
 
 def _asked(message: Mapping[str, Any]) -> Asked:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from urllib.parse import quote
 
 from bridge.errors import BridgeError
@@ -53,8 +54,9 @@ class Taps:
     """All taps of one Asterisk. `requests` and `deadline` are to be asked after every call.
 
     `announce` tells the switchboard what a UUID is (it raises `BridgeError` or ValueError where it
-    takes none); `outcome(uuid, call, leg)` says what came of it. `jitter` gives numbers in 0…1;
-    `notice` is told, in a sentence, which channel is not tapped and why.
+    takes none), `learn` more of one that was announced; `outcome(uuid, call, leg)` says what came
+    of it. `jitter` gives numbers in 0…1; `notice` is told, in a sentence, which channel is not
+    tapped and why.
     """
 
     def __init__(
@@ -67,14 +69,15 @@ class Taps:
         new_uuid: Callable[[], str],
         jitter: Callable[[], float],
         notice: Callable[[str], None],
+        learn: Callable[[Announcement], object] | None = None,
     ) -> None:
         self.channels = Channels()
         self._form = form
         self._requests: list[Request] = []
         self._deleting: dict[str, int] = {}  # step of a deletion → tries
         self._calls = TappedCalls(
-            self.channels, form, rules, announce, outcome, self._requests.append,
-            new_uuid=new_uuid, jitter=jitter, notice=notice,
+            self.channels, form, rules, announce, learn or announce, outcome,
+            self._requests.append, new_uuid=new_uuid, jitter=jitter, notice=notice,
         )  # fmt: skip
         self.counters = self._calls.counters
         self.by_place = any(rule.of_place for rule in self._calls.rules)
@@ -234,7 +237,7 @@ class Taps:
         self._requests.append(Request("", "continue", "POST", path))
         try:
             said = {key: value for key, _, value in (arg.partition("=") for arg in args[1:])}
-            if args[:1] != ("tap",) or not said.keys() <= {"call", "leg"}:
+            if args[:1] != ("tap",) or not said.keys() <= {"call", "leg", "consent"}:
                 raise BridgeError(
                     f"expected Stasis({self._form.app},tap) or "
                     f"Stasis({self._form.app},tap,call=…,leg=…)"
@@ -302,7 +305,7 @@ class Taps:
         if call is not None:  # what we ended before is heard again
             call.taps = {leg: tap for leg, tap in call.taps.items() if tap.state != "over"}
         elif not asked.call:
-            asked = Wish(self._calls.new_uuid(), asked.leg)
+            asked = replace(asked, call=self._calls.new_uuid())
         self._calls.want(id, Wanted(_legs(asked), asked))
         self._calls.touch(id, now)
         call = self._calls.by_channel.get(id)

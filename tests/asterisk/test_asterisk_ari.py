@@ -300,6 +300,25 @@ async def test_a_call_that_is_up_is_tapped_by_a_channels_name(
             bridge.link.tap("PJSIP/nobody-1")
 
 
+# -- consent to recording -----------------------------------------------------------------------
+
+
+@ALL_FORMS
+async def test_a_caller_who_agrees_after_the_answer(lab: AriLab, ami: Ami, form: str) -> None:
+    async with lab_ari.serve(lab, **FORMS[form], taps=EVERY_CALL) as bridge:
+        await call(lab, ami, "agrees")
+        await both_heard(bridge)
+        said = [event.call.recording_consent for event in bridge.told.events]
+        assert (said[0], said[-1]) == (False, True)
+
+
+async def test_a_dialplan_that_asks_and_agrees(lab: AriLab, ami: Ami) -> None:
+    async with lab_ari.serve(lab) as bridge:
+        await call(lab, ami, "agreed")
+        await both_heard(bridge)
+        assert all(event.call.recording_consent for event in bridge.told.events)
+
+
 # -- a tap never harms its call -----------------------------------------------------------------
 
 
