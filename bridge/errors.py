@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class BridgeError(Exception):
     """Anything of ours. Its text is a sentence that a user can act on."""
@@ -16,7 +19,12 @@ class ConfigError(BridgeError):
 
 
 class ProtocolError(BridgeError):
-    """A peer broke its protocol: costs the peer its connection, nobody else anything."""
+    """A peer broke its protocol: costs the peer its connection, nobody else anything.
+
+    `before`: events of what was right in the same read, and in front of it.
+    """
+
+    before: Sequence[Any] = ()
 
 
 class Busy(BridgeError):

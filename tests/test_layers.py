@@ -232,7 +232,8 @@ OWNERS = {
     "re2": "bridge.rules_text",
     "websockets": "bridge.transport.websocket bridge.socket_client bridge.bench.*",
     "sounddevice": "bridge.mic",
-    "orjson": "bridge.ingress.media_socket bridge.ingress.said",
+    "orjson": "bridge.ingress.media_socket bridge.ingress.said bridge.contract"
+    " bridge.egress.packed bridge.egress.store_keys",
     "msgpack": "bridge.ingress.moshi",
     "sphn": "bridge.ingress.moshi",
     # The engine's own process, and what makes random weights and measures it.

@@ -74,6 +74,14 @@ class Stream:
         return list(self.it.text(json.dumps(message).encode(), 1.0))
 
 
+def test_what_came_before_nonsense_is_heard() -> None:
+    stream = Stream()
+    told = [json.dumps(one).encode() for one in (start(["inbound"]), media(1, b"\xff" * 160))]
+    with pytest.raises(SocketError) as e:
+        stream.it.texts([*told, b"nonsense", told[1]], 1.0)
+    assert [type(event) for event in e.value.before] == [LegBegan, LegAudio]
+
+
 def test_both_tracks_are_the_two_legs_of_one_call() -> None:
     stream = Stream()
     assert stream.say({"event": "connected", "protocol": "Call", "version": "1.0.0"}) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 import subprocess
 import time
@@ -28,7 +29,7 @@ from bridge.ingress.media_socket import MediaBase, Opening, SocketError, SocketE
 from bridge.tls import Certificate
 from bridge.transport.tls import Tls
 from bridge.transport.websocket import PING_EVERY, PONG_WITHIN, Knocked, WebSocket
-from bridge.types import Closed
+from bridge.types import Closed, Warned
 from tests.sockets import PATIENCE, bridge, said, settle, speech
 from tests.test_twilio import messages, start
 from tests.waiting import until
@@ -48,6 +49,8 @@ class Echo(MediaBase):
             self.leave(1000, "as you wish")
         elif message == b"break":
             raise SocketError(1008, "é" * 100)
+        elif message == b"event":
+            return [Warned("echo", "event")]
         self.heard_of.append(message)
         self.say(message.decode("utf-8", "replace"))
         return ()
@@ -129,6 +132,37 @@ def test_an_error_of_the_protocol_is_its_close_code_and_sentence() -> None:
     assert pair.goodbye() == (1008, "é" * 60)
     assert not pair.ours.parting(b"")
     assert pair.ours.parting(b"".join(pair.theirs.data_to_send()))
+
+
+def test_what_was_right_before_the_error_is_told() -> None:
+    pair = Pair().open()
+    for text in (b"event", b"event", b"break", b"event"):
+        pair.theirs.send_text(text)
+    with pytest.raises(SocketError) as e:
+        pair.to_us()
+    assert e.value.before == [Warned("echo", "event")] * 2
+    pair = Pair().open()
+    pair.theirs.send_text(b"event")
+    pair.theirs.send_binary(b"")
+    pair.theirs.send_text(b"event")
+    data = b"".join(pair.theirs.data_to_send()) + b"\xff\xff"
+    with pytest.raises(ProtocolError) as raised:
+        pair.ours.receive(data + bytes(20), 1.0)
+    assert raised.value.before == [Warned("echo", "event")] * 2
+
+
+async def test_audio_before_nonsense_is_heard() -> None:
+    async with bridge() as b:
+        async with connect(f"{b.url}/twilio") as ws:
+            await ws.send(json.dumps(start(["inbound"])))
+            await until(lambda: b.server.recogniser.used == 1, PATIENCE)
+            client = ClientProtocol(parse_uri("ws://here/"))
+            client.state = State.OPEN
+            for message in [*messages(speech([7, 77])), "nonsense"]:
+                client.send_text(message.encode())
+            ws.transport.write(b"".join(client.data_to_send()))
+            await b.over()
+        assert b.sink.words() == said([7, 77])
 
 
 def test_a_protocol_that_leaves_has_said_everything_first() -> None:
@@ -495,6 +529,31 @@ async def test_a_call_over_tls(certificate: tuple[Path, Path]) -> None:
             await ws.close()
         await b.over()
         assert b.sink.words() == said([7, 77])
+
+
+async def test_our_end_over_tls_is_no_truncation(certificate: tuple[Path, Path]) -> None:
+    cert, key = map(str, certificate)
+    context = ssl.create_default_context(cafile=cert)
+
+    def ask(port: int) -> bytes:
+        raw = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        with context.wrap_socket(
+            raw, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+        ) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while data := client.recv(4096):  # raises where no close_notify comes
+                answer += data
+            return answer
+
+    async with bridge(websocket={"tls_cert": cert, "tls_key": key}) as b:
+        assert (await asyncio.to_thread(ask, b.port)).startswith(b"HTTP/1.1 426 ")
+        url = f"wss://127.0.0.1:{b.port}/twilio"
+        async with connect(url, ssl=context) as ws:
+            await ws.send("{")
+            with pytest.raises(ConnectionClosed) as e:
+                await asyncio.wait_for(ws.recv(), PATIENCE)
+            assert e.value.rcvd is not None and e.value.rcvd.code == 1007
 
 
 async def test_plain_http_at_a_tls_port_costs_itself(

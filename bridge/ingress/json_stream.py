@@ -146,13 +146,17 @@ class JsonStream(MediaBase):
     def texts(self, messages: Sequence[bytes], now: float) -> Sequence[SocketEvent]:
         """See `MediaBase`."""
         events: list[SocketEvent] = []
-        for message in messages:
-            said = parse(message)
-            if said.get("event") == "media":
-                events += self._media(table(said, "media"), now)
-            else:
-                events += self._flush()
-                events += self._other(said)
+        try:
+            for message in messages:
+                said = parse(message)
+                if said.get("event") == "media":
+                    events += self._media(table(said, "media"), now)
+                else:
+                    events += self._flush()
+                    events += self._other(said)
+        except SocketError as e:
+            e.before = [*events, *self._flush()]
+            raise
         events += self._flush()
         self._plan()
         return events

@@ -209,9 +209,13 @@ class MediaBase:
     def texts(self, messages: Sequence[bytes], now: float) -> Sequence[SocketEvent]:
         """One after the other, until it wants to leave."""
         events: list[SocketEvent] = []
-        for message in messages:
-            if self.goodbye is None:
-                events += self.text(message, now)
+        try:
+            for message in messages:
+                if self.goodbye is None:
+                    events += self.text(message, now)
+        except SocketError as e:
+            e.before = events
+            raise
         return events
 
     def binary(self, message: bytes, now: float) -> Sequence[SocketEvent]:

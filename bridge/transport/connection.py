@@ -140,6 +140,7 @@ class Connection(Generic[E]):
         except ProtocolError as e:
             self._port.counters["protocol_errors"] += 1
             log.warning("%s: %s; hanging up", self.label, e)
+            self._tell(e.before, now)
             self._tell(ingress.eof("protocol"), now)
             self.hang_up()
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Generic
 
 from bridge.errors import ProtocolError
@@ -25,6 +26,7 @@ class Tls(Generic[Said]):
         self._tls = context.wrap_bio(self._in, self._out, server_side=True)
         self._shaken = False
         self._over = False
+        self._leaving = False
         self._deadline = now + HANDSHAKE
 
     @property
@@ -67,6 +69,10 @@ class Tls(Generic[Said]):
         if self._shaken:
             for message in self.inner.data_to_send():
                 self._tls.write(message)
+            if self._leaving:  # with close_notify, or it could be somebody who cuts us off
+                self._leaving = False
+                with suppress(ssl.SSLError):  # the peer's own is still to come
+                    self._tls.unwrap()
         return (self._out.read(),) if self._out.pending else ()
 
     def eof(self, reason: str) -> Sequence[Said]:
@@ -76,6 +82,7 @@ class Tls(Generic[Said]):
     def hang_up(self) -> None:
         """Say goodbye inside; whoever is not that far gets none."""
         self.inner.hang_up()
+        self._leaving = True
 
     def parting(self, data: bytes) -> bool:
         """What came after our goodbye."""

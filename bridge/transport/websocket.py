@@ -173,10 +173,19 @@ class WebSocket:
         return sum(map(len, writes)) + OVERHEAD * len(writes) > MAX_UNREAD
 
     def _frames(self, data: bytes, now: float) -> list[WebSocketEvent]:
-        """One frame after the other (RFC 6455 §5.2)."""
+        """One frame after the other (RFC 6455 §5.2). Raises `ProtocolError`."""
         if self._rest:
             data, self._rest = self._rest + data, b""
         events: list[WebSocketEvent] = []
+        try:
+            self._read(data, now, events)
+        except ProtocolError as e:
+            e.before = [*events, *e.before]
+            raise
+        return events
+
+    def _read(self, data: bytes, now: float, events: list[WebSocketEvent]) -> None:
+        """Their events are added to `events`."""
         texts: list[bytes] = []  # in a row
         at, end = 0, len(data)
         while end - at >= 2 and not self._deaf:
@@ -192,7 +201,7 @@ class WebSocket:
                 events += self._texts(texts, now)
                 if not self._deaf:
                     events += self._by_library(data[at:], now)  # which knows what to answer
-                return events
+                return
             if end - body < length:
                 break
             whole = (first == 0x81 or first == 0x82) and not self._parts
@@ -204,7 +213,7 @@ class WebSocket:
             else:
                 events += self._texts(texts, now)
                 if self._deaf:
-                    return events
+                    return
                 if whole:
                     events += self._message(False, message, now)
                 else:
@@ -213,7 +222,6 @@ class WebSocket:
         events += self._texts(texts, now)
         if not self._deaf:
             self._rest = data[at:]
-        return events
 
     def _texts(self, texts: list[bytes], now: float) -> Sequence[WebSocketEvent]:
         """Messages in a row; empties the list."""
