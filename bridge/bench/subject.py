@@ -28,8 +28,6 @@ from bridge.transport import tcp
 from bridge.types import Block, Heard
 from bridge.worker import loop_factory
 
-NO_HEARD = Heard()
-
 
 class NullLease:
     """Takes the time of each block. Whose they are, their samples say."""

@@ -19,7 +19,6 @@ NOT_PARTIES = frozenset(
     "Surrogate UnicastRTP WebSocket".split()
 )
 DIALLED = frozenset(("AppDial", "AppQueue", "FollowMe"))  # what a channel runs that was dialled
-OUTGOING = DIALLED | {"AppDial2", ""}  # AppDial2: by Originate; such a channel runs no dialplan
 
 
 @dataclass(slots=True)

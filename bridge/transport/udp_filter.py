@@ -23,7 +23,6 @@ Rule: TypeAlias = tuple[Network, int | None]
 """Senders that pass: a network, and a port or any."""
 
 SO_ATTACH_FILTER, SO_MEMINFO = 26, 55  # asm-generic/socket.h
-MEMINFO_DROPS = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 MAX_RULES = 250  # BPF_MAXINSNS is 4096, and an IPv6 rule takes up to 16
 
 LOAD_WORD, LOAD_HALF, LOAD_BYTE, AND, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x30, 0x54, 0x15, 0x06
