@@ -68,7 +68,7 @@ class AudioSocketUser:
                     connection.context = None
                     self._switchboard.closed(line, reason)
                 else:
-                    # A health check, an unanswered channel (PROTOCOLS §1.4): quietly.
+                    # A health check, an unanswered channel: quietly.
                     log.debug("%s: closed before its UUID: %s", connection.label, reason)
                     self._metrics.connection_refused(
                         "deadline" if reason == "timeout" else "no_uuid"

@@ -95,7 +95,7 @@ def after_token(knock: Knock) -> Found:
 
 
 def twilio(knock: Knock) -> Found:
-    """``X-Twilio-Signature`` (PROTOCOLS §6.1)."""
+    """``X-Twilio-Signature``."""
     value = knock.headers.get("x-twilio-signature", "").strip()
     settings = knock.headers.get("x-twilio-webhooks-signature-settings", "")
     if not value or len(value) > LONGEST_PART or len(settings) > LONGEST_PART:

@@ -2,7 +2,7 @@
 
 An upgrade is a GET without parameters, so that what is signed is the URL alone, as Twilio was told
 it: ``wss://`` and the public name. That comes from our settings, never from Host or X-Forwarded-*,
-which whoever knocks can write (PROTOCOLS §6.1). Twilio's own validators allow for a port or none;
+which whoever knocks can write. Twilio's own validators allow for a port or none;
 whether the URL ends in a slash is lost in some proxies. All of these are tried, always.
 
 The URL is the same for every call: whoever has seen one signature can send it again. Over TLS

@@ -1,6 +1,6 @@
 """Listening sockets that outlive the process behind them.
 
-Asterisk closes other calls' descriptors when a connect is refused (ASTERISK double close, seen on
+Asterisk closes other calls' descriptors when a connect is refused (a double close, seen on
 22.10.1), so the AudioSocket port must be open whatever the bridge does. Sockets come from systemd
 (sd_listen_fds(3)) or from our parent, or are opened here.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 MediaKind: TypeAlias = Literal["rtp", "l16"]
-"""RTP, or samples without any header (FreeSWITCH's `unicast`, PROTOCOLS §7.3)."""
+"""RTP, or samples without any header (FreeSWITCH's `unicast`)."""
 
 
 @dataclass(frozen=True, slots=True)

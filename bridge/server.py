@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 BANK_ROWS = 64  # legs resampled in one product; more gain nothing
 EXPIRE_EVERY = 0.05  # s between looks at waits that are over
 ENGINE_WAIT = 5.0  # s that connections wait in the kernel for the engine before they are refused
-GOODBYE_WAIT = 1.0  # s at the end for peers to close; Asterisk takes 0.4 ms (ASTERISK §1.3)
+GOODBYE_WAIT = 1.0  # s at the end for peers to close; Asterisk takes 0.4 ms
 HURRIED_WAIT = 0.1  # s, after a second SIGTERM
 
 

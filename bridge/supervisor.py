@@ -5,7 +5,7 @@ ready, retires the old one, whose calls end in peace while new ones are taken by
 worker that dies is started again; connections wait in the kernel meanwhile, with all their audio.
 If no worker is ready for `PATIENCE` seconds, the parent itself answers AudioSocket connections
 with a hang-up (three zero bytes), so that dialplans go on. Once a worker has been ready, nothing
-but a signal ends the parent: a refused connect would harm other calls (ASTERISK §0.1).
+but a signal ends the parent: a refused connect would harm other calls.
 """
 
 from __future__ import annotations

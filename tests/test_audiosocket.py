@@ -1,4 +1,4 @@
-"""The AudioSocket ingress: PROTOCOLS §1, RELIABILITY M9, and the leg's clock."""
+"""The AudioSocket ingress: framing, deadlines, mislabelled audio, and the leg's clock."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_the_uuid_has_a_deadline() -> None:
 def test_silence_is_sent_at_its_pace(mode: str, most: int) -> None:
     ingress = opened(Rules(keepalive=mode))  # type: ignore[arg-type]
     first = list(ingress.data_to_send())
-    assert first == ([] if mode == "off" else [SILENCE_MESSAGE])  # M13: right after the UUID
+    assert first == ([] if mode == "off" else [SILENCE_MESSAGE])  # right after the UUID
     sent = []
     for tick in range(1, 101):
         ingress.expire(tick * 0.02)
@@ -242,7 +242,7 @@ def test_a_silent_channel_lets_the_clock_run_on() -> None:
 
 
 def test_a_backlog_moves_the_origin_back_instead_of_the_clock_forward() -> None:
-    """The kernel held 6 s of audio while the bridge restarted (ASTERISK §0.1)."""
+    """The kernel held 6 s of audio while the bridge restarted."""
     ingress = opened(now=100.0)
     burst = message(0x10, pcm()) * 300
     ingress.receive(burst, 100.0)

@@ -1,4 +1,4 @@
-"""Tokens: whatever is not exactly what was asked for is refused (RELIABILITY S4)."""
+"""Tokens: whatever is not exactly what was asked for is refused."""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ async def test_close_evicts_everybody_in_mid_step_and_tells_nobody(start: Start)
 
 
 async def test_a_result_that_comes_after_evict_is_nobodys(start: Start) -> None:
-    """E2: the step is under way when its leg goes and another takes the slot."""
+    """The step is under way when its leg goes and another takes the slot."""
     gate = threading.Event()
     factory = Factory(1, gate)
     engine = await start(factory)
@@ -483,7 +483,7 @@ async def test_a_flush_brings_the_word_that_is_held_back(start: Start) -> None:
 async def test_without_time_left_a_leg_is_refused_and_later_taken(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """E4, with the clock in our hands."""
+    """With the clock in our hands."""
     now = 100.0
     engine = await start(Factory(), step_budget=0.04)
     monkeypatch.setattr(module.time, "monotonic", lambda: now)

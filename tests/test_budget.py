@@ -1,4 +1,4 @@
-"""Admission by step time (RELIABILITY E4), in virtual time."""
+"""Admission by step time, in virtual time."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ UUID = "7f4de4bc-17d7-11dd-b7a0-db4edd065621"
 
 
 def started(form: str = "ulaw", **more: Any) -> bytes:
-    """As ASTERISK §6 saw it."""
+    """As Asterisk 22.10 sends it."""
     event = {
         "event": "MEDIA_START",
         "connection_id": "callscribe",

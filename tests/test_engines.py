@@ -1,4 +1,4 @@
-"""What every engine promises (RELIABILITY E1–E3), on every engine of `config.ENGINE_KINDS`.
+"""What every engine promises, on every engine of `config.ENGINE_KINDS`.
 
 A later engine is one more `Voice`: what is said to it, and which words it should hear.
 """
@@ -181,7 +181,7 @@ class Leg:
 
 
 async def test_words_are_heard_in_time_and_done_comes_once(subject: Subject) -> None:
-    """E1: also the last word, which is at the very end of the audio."""
+    """Also the last word, which is at the very end of the audio."""
     samples = subject.voice.one
     sound = np.flatnonzero(np.abs(samples.astype(np.int32)) > 1000)
     leg = Leg(subject.engine)
@@ -216,7 +216,7 @@ async def test_done_comes_with_less_than_a_word(subject: Subject) -> None:
 
 
 async def test_two_legs_at_once_hear_only_their_own(subject: Subject) -> None:
-    """E1: interleaved, block by block."""
+    """Interleaved, block by block."""
     voice = subject.voice
     one, two = Leg(subject.engine), Leg(subject.engine)
     a, b = subject.blocks(voice.one), subject.blocks(voice.two)
@@ -232,7 +232,7 @@ async def test_two_legs_at_once_hear_only_their_own(subject: Subject) -> None:
 
 
 async def test_one_leg_too_many_is_busy_at_once(subject: Subject) -> None:
-    """E3: the reason is told, who is there is not disturbed, and a slot that is free is had."""
+    """The reason is told, who is there is not disturbed, and a slot that is free is had."""
     legs = [Leg(subject.engine) for _ in range(SLOTS)]
     assert subject.engine.used == subject.engine.slots == SLOTS
     for _ in range(3):
@@ -248,7 +248,7 @@ async def test_one_leg_too_many_is_busy_at_once(subject: Subject) -> None:
 
 
 async def test_an_evicted_leg_hears_nothing_and_neither_does_the_next(subject: Subject) -> None:
-    """E2: in mid-word, with audio queued; the slot's next leg has a clean one."""
+    """In mid-word, with audio queued; the slot's next leg has a clean one."""
     voice = subject.voice
     keeper = Leg(subject.engine)
     old = Leg(subject.engine)
@@ -266,7 +266,7 @@ async def test_an_evicted_leg_hears_nothing_and_neither_does_the_next(subject: S
 
 
 async def test_slots_are_used_again_without_leakage(subject: Subject) -> None:
-    """E2: each use hears itself, with times from its own beginning."""
+    """Each use hears itself, with times from its own beginning."""
     voice = subject.voice
     for samples, reference in ((voice.one, voice.one_says), (voice.two, voice.two_says)):
         legs = [Leg(subject.engine) for _ in range(SLOTS)]
@@ -279,7 +279,7 @@ async def test_slots_are_used_again_without_leakage(subject: Subject) -> None:
 
 
 async def test_races_of_evict_and_lease(subject: Subject) -> None:
-    """E2: whatever the moment, a lease that is evicted is silent and its slot is free."""
+    """Whatever the moment, a lease that is evicted is silent and its slot is free."""
     blocks = subject.blocks(subject.voice.one)
     for turns in range(12):
         old = Leg(subject.engine)

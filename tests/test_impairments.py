@@ -1,4 +1,4 @@
-"""The jitter buffer on bad networks: the whole factorial of RELIABILITY M1, and M5 and M6.
+"""The jitter buffer on bad networks: a whole factorial of loss, jitter, bursts and order.
 
 Every sample of the stream tells its own index, so "each exactly once, in order, in its place" is
 an equality of arrays.
@@ -70,7 +70,7 @@ def check(arrivals: list[tuple[float, int]]) -> JitterStats:
 
 @pytest.mark.parametrize("loss", LOSS)
 def test_every_combination_of_impairments(loss: float) -> None:
-    """M1, all 1,026 of it; without loss there are no patterns of loss."""
+    """All 1,026 of it; without loss there are no patterns of loss."""
     cases = product(BURST if loss else BURST[:1], JITTER, REORDER, DUPLICATE)
     for seed, (burst, (jitter, spike), reorder, duplicate) in enumerate(cases):
         network = Network(loss, burst, jitter, reorder, duplicate, spike)
@@ -85,7 +85,7 @@ def test_every_combination_of_impairments(loss: float) -> None:
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 5.0, 30.0])
 @pytest.mark.parametrize("loss", [0.0, 0.05])
 def test_a_freeze_is_caught_up_in_one_burst(seconds: float, loss: float) -> None:
-    """M6: the burst may have holes and swaps in it; nothing is thrown away."""
+    """The burst may have holes and swaps in it; nothing is thrown away."""
     network = Network(loss=loss, jitter=0.02, freezes=((4.0, seconds),))
     check(network.deliver(COUNT, PTIME, 7))
 
@@ -124,7 +124,7 @@ def test_a_burst_is_one_frame() -> None:
     [(-50, 60), (50, 60), (-100, 60), (100, 60), (-200, 60), (200, 60), (-25_000, 5), (25_000, 5)],
 )
 def test_the_clock_is_the_senders(ppm: int, minutes: int) -> None:
-    """M5: talk of 7 s and pauses of 3; every packet is out at once, in its place to the sample."""
+    """Talk of 7 s and pauses of 3; every packet is out at once, in its place to the sample."""
     count = minutes * 60 * 50
     buffer = JitterBuffer(codec("pcmu", 8000))
     put, pull, payload = buffer.put, buffer.pull, PAYLOADS[0]

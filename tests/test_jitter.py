@@ -1,4 +1,4 @@
-"""The jitter buffer: order, holes, clock, restarts, bounds. RELIABILITY M2, M4, M6, M7.
+"""The jitter buffer: order, holes, clock, restarts, bounds.
 
 The whole factorial of bad networks is in test_impairments.py.
 """
@@ -150,7 +150,7 @@ def test_what_is_older_than_the_first_packet_is_late() -> None:
 
 @pytest.mark.parametrize("dropped", [(), (3, 4)])
 def test_numbers_go_through_the_wraps(dropped: tuple[int, ...]) -> None:
-    """M2: 0xFFFF and 0, dropped too, and the timestamp's wrap in the same packets."""
+    """0xFFFF and 0, dropped too, and the timestamp's wrap in the same packets."""
     line = Line(seq=0xFFFC, timestamp=(1 << 32) - 3 * 160)
     for index in range(20):
         if index not in dropped:
@@ -285,7 +285,7 @@ TIMESTAMP_JUMPS = [0, 8000, -8000, 480_000, -480_000]
 @pytest.mark.parametrize("marker", [False, True])
 @pytest.mark.parametrize(("seq", "timestamp"), [*product(SEQ_JUMPS, TIMESTAMP_JUMPS)])
 def test_a_sender_that_jumps_is_followed(seq: int, timestamp: int, marker: bool) -> None:
-    """M4: 100 ms of audio may be wrong, and a step forward that leaves a hole waits as one."""
+    """100 ms of audio may be wrong, and a step forward that leaves a hole waits as one."""
     line = Line(seq=100_000, timestamp=1_000_000)
     for index in range(200):
         now = index * 0.02

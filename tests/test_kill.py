@@ -1,4 +1,4 @@
-"""RELIABILITY C7: kill -9 at any moment, between commit, POST and answer; nothing is lost."""
+"""kill -9 at any moment, between commit, POST and answer; nothing is lost."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def process_of(engine: Batcher) -> ProcessRows:
 
 
 async def test_every_call_hears_what_it_hears_alone(start: Start, oracle: Oracle) -> None:
-    """E1: ragged, interleaved, slots used again; words, times and confidences."""
+    """Ragged, interleaved, slots used again; words, times and confidences."""
     engine = await start()
     assert (engine.slots, engine.ready, engine.used) == (SLOTS, True, 0)
     rng = np.random.default_rng(5)

@@ -1,4 +1,4 @@
-"""Imports point one way, and one file knows one outside thing (DESIGN §2, §6.9)."""
+"""Imports point one way, and one file knows one outside thing."""
 
 from __future__ import annotations
 

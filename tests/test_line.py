@@ -193,7 +193,7 @@ async def test_words_survive_mu_law(start: Start) -> None:
 
 
 async def test_twenty_calls_at_once_hear_each_its_own_words(start: Start) -> None:
-    """S13, E1: every call has words that no other has."""
+    """Every call has words that no other has."""
     bridge = await start(turns={"partials": False})
     calls = {name(): list(range(12 * i, 12 * i + 12)) for i in range(20)}
     await asyncio.gather(*(bridge.call(encode(said), call) for call, said in calls.items()))
@@ -278,7 +278,7 @@ async def test_nobody_gets_in_uninvited(start: Start) -> None:
 
 
 async def test_a_turn_ends_though_no_frames_come_any_more(start: Start) -> None:
-    """A tap by ChanSpy gets none while its party is silent (ASTERISK §4)."""
+    """A tap by ChanSpy gets none while its party is silent."""
     bridge = await start(turns={"partials": False})
     call = name()
     with await connected(bridge.port, call) as sock:
@@ -422,7 +422,7 @@ class Wire:
 
 @pytest.mark.parametrize("gap", [0.1, 0.2, 0.3, 1.0, 5.0])
 async def test_a_hole_in_the_audio_does_not_move_the_words_after_it(gap: float) -> None:
-    """Asterisk sends no audio while a digit is pressed (PROTOCOLS §1)."""
+    """Asterisk sends no audio while a digit is pressed."""
     engine = tones.make(EngineSettings(kind="tones", slots=2))
     await engine.start()
     events = Events()

@@ -100,7 +100,7 @@ def test_a_listener_is_inherited_by_no_one_and_can_be_had_again_at_once() -> Non
 
 
 def test_callers_wait_in_the_kernel_by_the_hundred() -> None:
-    """ASTERISK §0.1: whoever connects while nobody accepts must not be refused."""
+    """Whoever connects while nobody accepts must not be refused."""
     with listen(LOOPBACK, "audiosocket") as sock, contextlib.ExitStack() as peers:
         for _ in range(400):
             peer = peers.enter_context(socket.create_connection(sock.getsockname(), timeout=5))

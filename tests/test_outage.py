@@ -1,4 +1,4 @@
-"""RELIABILITY C6: an endpoint is down while 250 events a second come, then it is up again."""
+"""An endpoint is down while 250 events a second come, then it is up again."""
 
 from __future__ import annotations
 

@@ -552,7 +552,7 @@ async def test_the_back_off_of_a_dropped_head_goes_with_it() -> None:
 
 
 async def test_an_outage_expires_partials_and_keeps_every_final() -> None:
-    """RELIABILITY C2: ten minutes, a hundred calls."""
+    """Ten minutes, a hundred calls."""
     sink = Sink(down)
     async with Line(sink) as line:
         for _ in range(10):

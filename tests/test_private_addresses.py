@@ -1,4 +1,4 @@
-"""RELIABILITY S5: a name must not lead a callback into our own network."""
+"""A name must not lead a callback into our own network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call whose worker died comes back (RELIABILITY C10) or is lost; and a file that is full."""
+"""A call whose worker died comes back or is lost; and a file that is full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The RTP ingress, datagrams in, events out: RELIABILITY M2, M3, M4, M7, M16, S2, S3."""
+"""The RTP ingress, datagrams in, events out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequence, SSRC, losses and jitter against RFC 3550's own code; RELIABILITY M2, M3, M4."""
+"""Sequence, SSRC, losses and jitter against RFC 3550's own code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S2: who may speak on a port, and who may try."""
+"""Who may speak on a port, and who may try."""
 
 from __future__ import annotations
 

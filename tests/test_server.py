@@ -288,7 +288,7 @@ async def test_a_connection_from_before_the_handover_is_still_a_call(begin: Begi
 async def test_the_end_waits_for_peers_to_close(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ASTERISK §1.3: a reset, which unread audio would make of a close, hangs the channel up."""
+    """A reset, which unread audio would make of a close, hangs the channel up."""
     monkeypatch.setattr(server_module, "GOODBYE_WAIT", 10.0)
     up = await begin()
     async with Peer(up.audiosocket) as peer:
@@ -354,7 +354,7 @@ async def test_an_announced_call_from_post_to_delete(begin: Begin) -> None:
 
 
 async def test_guesses_at_uuids_make_no_calls(begin: Begin) -> None:
-    """S1: an unknown UUID, and one that was used, are closed without a slot and without events."""
+    """An unknown UUID, and one that was used, are closed without a slot and without events."""
     up = await begin(audiosocket={"admission": "announced", "join_wait": 0.05})
     assert await refused(up.audiosocket) == GOODBYE
     id = str(uuid.uuid4())
@@ -414,7 +414,7 @@ LORISES = 500
 
 
 async def test_slow_lorises_disturb_nobody(begin: Begin) -> None:
-    """M10: a byte of a header and no more, from 500 sockets, around a call that goes on."""
+    """A byte of a header and no more, from 500 sockets, around a call that goes on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
     try:
@@ -461,7 +461,7 @@ class Stalling(TonesModel):
 
 
 async def test_a_stalled_engine_does_not_stall_the_sockets(begin: Begin) -> None:
-    """M12: Asterisk takes a full socket for a dead peer; old audio goes, and is counted."""
+    """Asterisk takes a full socket for a dead peer; old audio goes, and is counted."""
     Stalling.gate.clear()
     engine = Batcher("stalling", lambda: Stalling(2), rate=24000, block=1920, rules=BatchRules())
     up = await begin(engine)

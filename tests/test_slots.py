@@ -1,4 +1,4 @@
-"""The slot table: RELIABILITY E1–E3 without an engine."""
+"""The slot table, without an engine."""
 
 from __future__ import annotations
 
@@ -402,7 +402,7 @@ def test_a_leg_that_fails_over_a_word_costs_only_itself(caplog: pytest.LogCaptur
 @given(st.integers(0, 2**32), st.integers(1, 5))
 @settings(max_examples=300)
 def test_every_caller_hears_exactly_its_own_words(seed: int, size: int) -> None:
-    """E1, E2, E7: random leases, evictions, hang-ups, steps in flight; nothing ever crosses.
+    """Random leases, evictions, hang-ups, steps in flight; nothing ever crosses.
 
     And nothing is lost or said twice when rows are flushed or stuck or the model is lost.
     """

@@ -30,7 +30,7 @@ BLOCK = 0.08  # s
 
 
 def test_ten_thousand_calls_leave_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
-    """L1: memory by its slope, everything else to the last piece."""
+    """Memory by its slope, everything else to the last piece."""
     assert churn.run(10_000) == 0
     out = capsys.readouterr().out
     slope = re.search(r"slope ([+-][\d.]+) MB", out)

@@ -1,4 +1,4 @@
-"""SRTP with pylibsrtp itself as the peer: RELIABILITY S3."""
+"""SRTP with pylibsrtp itself as the peer."""
 
 from __future__ import annotations
 

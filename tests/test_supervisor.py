@@ -86,7 +86,7 @@ async def test_a_second_sigterm_does_not_wait_for_calls(tmp_path: Path) -> None:
 
 
 class Hammer:
-    """Connects all the while: no connect may ever be refused (ASTERISK §0.1)."""
+    """Connects all the while: no connect may ever be refused."""
 
     def __init__(self, port: int) -> None:
         self.connects = 0

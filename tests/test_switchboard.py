@@ -218,7 +218,7 @@ def test_in_open_mode_what_was_said_by_one_who_did_not_wait_is_heard() -> None:
     assert b.told() == [(U[1], "Started"), (U[1], "Ended")]
 
 
-# -- announced mode (RELIABILITY S1) ------------------------------------------------------------
+# -- announced mode -----------------------------------------------------------------------------
 
 
 def test_a_uuid_that_nobody_announced_is_hung_up_without_an_event_or_a_slot() -> None:
@@ -456,7 +456,7 @@ def test_seconds_are_seconds_at_any_rate() -> None:
 
 
 def test_a_call_too_many_is_refused_at_once_with_the_reason() -> None:
-    """E3: told in the same breath, and hung up."""
+    """Told in the same breath, and hung up."""
     b = Board(slots=1)
     b.open(U[1])
     b.open(U[2])

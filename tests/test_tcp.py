@@ -140,7 +140,7 @@ async def test_a_call_from_its_uuid_to_its_end(start: Start, connect: Connect) -
 
 
 async def test_the_tail_below_the_low_water_mark_arrives(start: Start, connect: Connect) -> None:
-    """M14: SO_RCVLOWAT waits for 80 ms of audio; a digit and single frames must not wait."""
+    """SO_RCVLOWAT waits for 80 ms of audio; a digit and single frames must not wait."""
     port, user = await start()
     peer = await connect(port)
     await peer.send(HELLO + FRAME * 4)
@@ -240,7 +240,7 @@ async def test_limits_of_an_address_and_networks(start: Start, connect: Connect)
 
 
 async def test_connections_wait_while_nobody_accepts(start: Start, connect: Connect) -> None:
-    """ASTERISK §0.1: what is sent meanwhile is in the kernel and is heard afterwards."""
+    """What is sent meanwhile is in the kernel and is heard afterwards."""
     port, user = await start(rules=Rules(keepalive="off"))
     port.listen(False)
     peer = await connect(port)
@@ -353,7 +353,7 @@ async def test_a_thousand_calls_leave_nothing_behind(start: Start, connect: Conn
     reason="needs root and iproute2 for a network namespace of its own",
 )
 async def test_a_peer_that_vanishes_is_noticed(start: Start) -> None:
-    """M11: half-open TCP. The peer lives in a namespace whose link goes down without a FIN."""
+    """Half-open TCP. The peer lives in a namespace whose link goes down without a FIN."""
     name, subnet = f"cs{os.getpid() % 100000}", "10.203.77"
     commands = [
         f"ip netns add {name}",

@@ -1,4 +1,4 @@
-"""Tokens → words, by hand and against SentencePiece itself; rows that never mix (PROTOCOLS §8)."""
+"""Tokens → words, by hand and against SentencePiece itself; rows that never mix."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Speech:
 class Pauses:
     """float32[slots] in each step: the probability that the speaker has paused.
 
-    With heads it is the model's own, of the horizon of 2 s (PROTOCOLS §8.5), as it is: unmute's
+    With heads it is the model's own, of the horizon of 2 s, as it is: unmute's
     smoothing has a time constant of 10 ms, which at one value in 80 ms is none, and whoever takes
     it has a hysteresis.
 

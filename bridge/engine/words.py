@@ -8,7 +8,7 @@ all is a word of its own: waiting for it would hold back the last word before ev
 Rust core decides the same way.) So is punctuation that comes alone, as in French before ``?``; and
 a lone ``▁`` opens a word that is not told unless text follows.
 
-**Times** are those of the script in Kyutai's delayed-streams-modeling (PROTOCOLS §8.6): when frame
+**Times** are those of the script in Kyutai's delayed-streams-modeling: when frame
 f is the newest that the model heard, its token belongs to second f × block − prefix − delay of the
 row's audio. A word goes from its first piece to the token after its last. (The script lets the last
 word before a pause go on until the next one begins, since it looks for boundaries alone; we cannot

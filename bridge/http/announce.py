@@ -41,7 +41,7 @@ _FROM = re.compile(
     rf"\[([0-9a-fA-F:.]+)\](?:{_PORT}|())|([0-9.]+)(?:{_PORT}|())|([0-9a-fA-F:.]+)()"
 )
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-# Control characters and line ends could become lines of an AMI action (RELIABILITY S7); a lone
+# Control characters and line ends could become lines of an AMI action; a lone
 # surrogate, which JSON can spell, cannot be written to any sink at all.
 _FORBIDDEN = frozenset(("Cc", "Cs", "Zl", "Zp"))
 

@@ -1,6 +1,6 @@
 """Asterisk's chan_websocket, when Asterisk connects to us. Pure.
 
-Source: channels/chan_websocket.c of 22.10 (PROTOCOLS §2, ASTERISK §6). Text messages are events,
+Source: channels/chan_websocket.c of 22.10. Text messages are events,
 JSON or ``NAME key:value key:value``; binary ones the codec's bytes, without a header and of any
 length. The first event is MEDIA_START, which says the format. Nothing comes while the channel is
 silent or a digit is pressed, so the leg's clock follows arrival.

@@ -53,7 +53,7 @@ _MAX_FAST = 64  # frames that the fast path takes at once
 _FAST_KINDS, _FAST_HIGH, _FAST_LOW = (byte * _MAX_FAST for byte in (b"\x10", b"\x01", b"\x40"))
 
 HANGUP_MESSAGE = b"\x00\x00\x00"
-SILENCE_MESSAGE = b"\x10\x01\x40" + bytes(320)  # header and payload in one write (PROTOCOLS §1.6)
+SILENCE_MESSAGE = b"\x10\x01\x40" + bytes(320)  # header and payload in one write
 
 MAX_STRANGE = 10  # unknown kinds in a row that make the stream garbage
 NO_SAMPLES: Samples = np.zeros(0, np.int16)
@@ -319,8 +319,8 @@ def _joined(parts: list[Samples]) -> Samples:
 class _MuLawJury:
     """Is 0x10 with 160 bytes 10 ms of linear PCM, or 20 ms of mu-law with the wrong label?
 
-    Asterisk's channel driver sends any format that is not slin raw under kind 0x10 (PROTOCOLS
-    §1.5). Frames are held, at most a second of them, until either their look or their pace tells:
+    Asterisk's channel driver sends any format that is not slin raw under kind 0x10 (seen on
+    22.10). Frames are held, at most a second of them, until either their look or their pace tells:
     speech is smooth in its own coding and noise in the other; 160 bytes every 20 ms are mu-law.
     """
 

@@ -1,6 +1,6 @@
 """FreeSWITCH's mod_audio_stream and mod_audio_fork. Pure.
 
-Source: both modules' (PROTOCOLS §7.1, §7.2). Binary messages are linear samples, little-endian, of
+Source: both modules' own. Binary messages are linear samples, little-endian, of
 any length; ``stereo`` interleaves what the channel says and what it hears. Nothing on the wire says
 who calls, how fast, or how many: the URL does (``/freeswitch/UUID?rate=16000&mix=stereo``), or the
 metadata that the command was given, which come first, as text: JSON with the same names, or not.

@@ -1,6 +1,6 @@
 """Kyutai's moshi-server: MessagePack maps on /api/asr-streaming. Pure.
 
-Source: moshi-server and the example clients of delayed-streams-modeling (PROTOCOLS §8.2). In:
+Source: moshi-server and the example clients of delayed-streams-modeling. In:
 ``Init``, ``Audio`` (float32, 24 kHz), ``OggOpus``, ``Marker``. Out: ``Ready`` with the slot,
 ``Word`` and at once its ``EndWord`` (our words are complete when they are told), ``Step``,
 ``Marker``, ``Error``. Where we differ:

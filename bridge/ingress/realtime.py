@@ -1,6 +1,6 @@
 """OpenAI's Realtime API, as far as it transcribes: /v1/realtime. Pure.
 
-Source: the types of openai-python (PROTOCOLS §9.2). Theory of operation: one leg for all of a
+Source: the types of openai-python. Theory of operation: one leg for all of a
 session, from the first audio on. An *item* is what one commit takes: with turn detection the end
 of a turn commits, without it the client does, and the recogniser is asked for everything before
 that (`LegAsked`). Items are asked for in order, so words that are heard belong to the first that is

@@ -1,6 +1,6 @@
 """The settings of an OpenAI Realtime transcription session: parsed, applied, shown. Pure.
 
-Source: the types of openai-python (PROTOCOLS §9.2), the form of today and the beta's.
+Source: the types of openai-python, the form of today and the beta's.
 """
 
 from __future__ import annotations

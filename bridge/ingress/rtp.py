@@ -1,4 +1,4 @@
-"""RTP, one leg's datagrams from one peer, without I/O (RFC 3550, 3551, 4733; PROTOCOLS §5).
+"""RTP, one leg's datagrams from one peer, without I/O (RFC 3550, 3551, 4733).
 
 Theory of operation. `rtp_source` has decided that the datagrams are the peer's. `srtp` opens them,
 `rtp_packet` parses them, `rtp_sequence` says which are the stream's and where they belong, and by

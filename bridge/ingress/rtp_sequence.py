@@ -29,7 +29,7 @@ from bridge.ingress.rtp_packet import Packet
 MIN_SEQUENTIAL: Final = 2
 MAX_DROPOUT: Final = 3000
 MAX_MISORDER: Final = 100
-SSRC_SEQUENTIAL: Final = 4  # as Asterisk's strictrtp (PROTOCOLS §5.6)
+SSRC_SEQUENTIAL: Final = 4  # as Asterisk's strictrtp
 SSRC_SPAN: Final = 0.022  # s
 MAX_LATE: Final = 6.0  # s by timestamp: MAX_MISORDER packets of 60 ms
 HELD: Final = 50  # packets in doubt that are kept; the oldest goes first

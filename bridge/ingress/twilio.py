@@ -1,6 +1,6 @@
 """Twilio Media Streams: 8 kHz mu-law. Pure.
 
-Source: Twilio's "Media Streams - WebSocket messages" (PROTOCOLS §6.1). Numbers come as strings. Any
+Source: Twilio's "Media Streams - WebSocket messages". Numbers come as strings. Any
 message to a one-way stream is an error there (31924), so nothing is sent.
 """
 

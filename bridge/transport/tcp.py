@@ -10,10 +10,10 @@ one per 5 ms, so that no turn of the loop is long. Without connections the event
 epoll's descriptor and we sleep.
 
 Reading never waits for anything: what is received goes to the ingress at once, whatever the
-engine does, because Asterisk takes a full socket for a dead peer (PROTOCOLS §1.6).
+engine does, because Asterisk takes a full socket for a dead peer.
 
 A connection that we end is sent the ingress's hang-up, read to EOF and closed then: closing with
-unread data would reset it, and a reset ends the call in Asterisk (ASTERISK §1.3).
+unread data would reset it, and a reset ends the call in Asterisk.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TcpPort(Generic[E]):
     """One listener and its connections.
 
     The socket is handed in listening, and is left open by `close`: it may belong to a parent or
-    to systemd, who keep it open while we restart (ASTERISK §0.1).
+    to systemd, who keep it open while we restart.
     """
 
     def __init__(

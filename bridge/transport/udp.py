@@ -25,7 +25,7 @@ are nothing. A packet every 20 ms meets the tick at the same phase each time, so
 jitter does not show it. After a stall everything that waits is read before any deadline counts.
 
 Nothing is listened to on a port's odd neighbour: RTCP comes to the same port (RFC 5761), and the
-switches whose audio is taken here send none, or can do without an answer (PROTOCOLS §3.2, §7.3).
+switches whose audio is taken here send none, or can do without an answer.
 """
 
 from __future__ import annotations
