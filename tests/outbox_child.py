@@ -73,9 +73,9 @@ class Caller:
                 del self.next[call]
 
 
-async def live(path: str, url: str, run: int, last: bool) -> None:
+async def live(path: str, url: str, batch: bool, run: int, last: bool) -> None:
     shelves = Shelves(Path(path), StoreLimits())
-    hook = Webhook(WebhookSettings(url=url, secret=SECRET, name="hook"))
+    hook = Webhook(WebhookSettings(url=url, secret=SECRET, name="hook", batch=batch))
     outbox = Outbox(hook, limit=40, schedule=[0.0, 0.01, 0.02], shelf=shelves.shelf("hook"))
     caller = Caller(shelves, outbox, run)
     await shelves.start()
@@ -89,14 +89,14 @@ async def live(path: str, url: str, run: int, last: bool) -> None:
 
 def main() -> None:
     retry.PROBE = 0.05
-    path, url = sys.argv[1:]
+    path, url, way = sys.argv[1:]
     for line in sys.stdin:
         run, last = line.split()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                asyncio.run(live(path, url, int(run), last == "last"))
+                asyncio.run(live(path, url, way == "batch", int(run), last == "last"))
                 status = 0
             finally:
                 sys.stderr.flush()

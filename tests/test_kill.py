@@ -29,16 +29,17 @@ class Receiver:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.arrivals: list[tuple[str, dict[str, Any]]] = []  # webhook-id, data
+        self.arrivals: list[tuple[str, list[dict[str, Any]]]] = []  # webhook-id, events
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            event = json.loads(await request.read())
+            told = json.loads(await request.read())
         except ConnectionError:  # whoever sent it was killed
             return web.Response()
         whim = self.random.randrange(9)
         if whim != 0:
-            self.arrivals.append((request.headers["webhook-id"], event))
+            events = told if isinstance(told, list) else [told]
+            self.arrivals.append((request.headers["webhook-id"], events))
         if whim == 2:
             assert request.transport is not None
             request.transport.abort()
@@ -47,16 +48,20 @@ class Receiver:
     def check(self, calls: set[str]) -> None:
         """Whole, in order, and the same under the same id."""
         first: dict[str, list[dict[str, Any]]] = {}
-        known: dict[str, Any] = {}
-        for name, event in self.arrivals:
-            data = {k: v for k, v in event["data"].items() if k != "gap_before"}
-            said = (event["type"], event["timestamp"], data)
-            if name in known:
-                assert known[name] == said
-                continue
-            known[name] = said
-            assert name == f"{data['call_id']}:hook:{data['seq']}"
-            first.setdefault(data["call_id"], []).append(event["data"])
+        under: dict[str, list[tuple[str, int]]] = {}
+        known: dict[tuple[str, int], Any] = {}
+        for name, events in self.arrivals:
+            which = [(event["data"]["call_id"], event["data"]["seq"]) for event in events]
+            assert under.setdefault(name, which) == which
+            if len(which) == 1:
+                assert name == f"{which[0][0]}:hook:{which[0][1]}"
+            for each, event in zip(which, events, strict=True):
+                data = {k: v for k, v in event["data"].items() if k != "gap_before"}
+                said = (event["type"], event["timestamp"], data)
+                if known.setdefault(each, said) is said:
+                    first.setdefault(each[0], []).append(event["data"])
+                else:
+                    assert known[each] == said
         assert set(first) == calls
         for call, events in first.items():
             self._check_call(call, events)
@@ -83,11 +88,11 @@ async def receiving(receiver: Receiver) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def lives(path: Path, url: str, kills: int, seed: int) -> None:
+async def lives(path: Path, url: str, way: str, kills: int, seed: int) -> None:
     """So many children, each killed after some time; the last one ends by itself."""
     whim = random.Random(seed)
     zygote = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.outbox_child", str(path), url),
+        *(sys.executable, "-m", "tests.outbox_child", str(path), url, way),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -118,10 +123,10 @@ async def lives(path: Path, url: str, kills: int, seed: int) -> None:
             await zygote.wait()
 
 
-async def killed(path: Path, kills: int, seed: int) -> None:
+async def killed(path: Path, way: str, kills: int, seed: int) -> None:
     receiver = Receiver(seed)
     async with receiving(receiver) as url:
-        await lives(path, url, kills, seed)
+        await lives(path, url, way, kills, seed)
     with sqlite3.connect(path) as db:
         calls = {row[0] for row in db.execute("SELECT id FROM call")}
         assert db.execute("SELECT count(*) FROM call WHERE over = 0").fetchone() == (0,)
@@ -131,16 +136,22 @@ async def killed(path: Path, kills: int, seed: int) -> None:
     db.close()
     receiver.check(calls)
     assert len(calls) > kills // 4
-    names = [name for name, _ in receiver.arrivals]
-    print(f"seed {seed}: {kills} kills, {len(calls)} calls, {len(set(names))} events, "
-          f"{len(names) - len(set(names))} of them again")  # fmt: skip
+    if way == "batch":
+        assert any(len({e["data"]["call_id"] for e in told}) > 1 for _, told in receiver.arrivals)
+    events = [event["data"] for _, told in receiver.arrivals for event in told]
+    said = [(data["call_id"], data["seq"]) for data in events]
+    news = len(set(said))
+    print(f"{way}, seed {seed}: {kills} kills, {len(calls)} calls, {news} events in "
+          f"{len(receiver.arrivals)} POSTs, {len(said) - news} of them again")  # fmt: skip
 
 
-async def test_nothing_is_lost_however_often_it_is_killed(tmp_path: Path) -> None:
-    await killed(tmp_path / "outbox.db", 20, random.randrange(1 << 32))
+@pytest.mark.parametrize("way", ["single", "batch"])
+async def test_nothing_is_lost_however_often_it_is_killed(tmp_path: Path, way: str) -> None:
+    await killed(tmp_path / "outbox.db", way, 20, random.randrange(1 << 32))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-async def test_two_hundred_kills(tmp_path: Path) -> None:
-    await killed(tmp_path / "outbox.db", 200, random.randrange(1 << 32))
+@pytest.mark.parametrize("way", ["single", "batch"])
+async def test_two_hundred_kills(tmp_path: Path, way: str) -> None:
+    await killed(tmp_path / "outbox.db", way, 200, random.randrange(1 << 32))
