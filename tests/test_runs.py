@@ -215,6 +215,28 @@ async def test_a_failing_sink_is_not_given_more_at_once() -> None:
         assert sink.runs == []  # one by one
 
 
+async def test_what_cannot_be_written_costs_nobody_else_anything() -> None:
+    class Odd(Runs):
+        def encode(self, event: CallEvent) -> bytes:
+            if event.call.id == "odd" and event.seq == 1:
+                raise OverflowError("year is out of range")
+            return super().encode(event)
+
+        async def deliver(self, event: CallEvent) -> None:
+            self.encode(event)
+            await super().deliver(event)
+
+    async with Line(Odd()) as line:
+        line.put(Started(), call="odd")
+        for call in ("a", "odd", "b"):
+            line.put(final(), final(), call=call)
+        await line.time.advance(1.0)
+        taken = [(e.call.id, e.seq) for e in line.sink.taken]
+        assert taken[0] == ("odd", 0)
+        assert sorted(taken[1:]) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+        assert line.counters["errors"] > 0
+
+
 async def test_no_more_than_a_delivery_holds() -> None:
     async with Line(Runs()) as line:
         for n in range(2 * MOST + 1):

@@ -203,21 +203,21 @@ class Outbox:
     def _launch(self, now: float) -> None:
         """Give the sink every head that is due, as far as concurrency and breaker let."""
         self._expire(now)
-        shared: Shared | None = None
+        shared = Shared(self._runs)
         while len(self._flying) < self._concurrency and now >= self._breaker.ask_at:
             part = self._next(now)
             if part is None:
                 break
-            if self._runs is None or self._breaker.failures or not part.fresh:
-                self._send([part], [])
+            may = part.fresh and not self._breaker.failures
+            if may and shared.takes(part):
                 continue
-            if shared is not None and not shared.takes(part):
+            if may and shared.parts:  # they are full
                 self._send(shared.parts, shared.bodies)
-                shared = None
-            if shared is None:
                 shared = Shared(self._runs)
-                shared.takes(part)
-        if shared is not None:  # may be one more than `concurrency`, of which it is the last
+                if shared.takes(part):
+                    continue
+            self._send([part], [])
+        if shared.parts:  # may be one more than `concurrency`, of which it is the last
             self._send(shared.parts, shared.bodies)
 
     def _next(self, now: float) -> Part | None:

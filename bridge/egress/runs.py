@@ -49,22 +49,26 @@ class Part:
 
 
 class Shared:
-    """Parts that go together."""
+    """Parts that go together. `sink` None: it takes no runs."""
 
-    def __init__(self, sink: RunSink) -> None:
+    def __init__(self, sink: RunSink | None) -> None:
         self.parts: list[Part] = []
         self.bodies: list[bytes] = []
         self._sink = sink
         self._size = 0
 
     def takes(self, part: Part) -> bool:
-        """Add the part, if there is room for it; there always is for the first."""
+        """Add the part, if there is room for it, and for the first there is.
+
+        False also for what cannot be encoded: it goes alone, and costs nobody else anything.
+        """
         many = len(self.bodies) + len(part.events)
-        if self.parts and many > MOST:
+        if self._sink is None or (self.parts and many > MOST):
             return False
-        bodies = [self._sink.encode(event) for event in part.events]
+        bodies = [body for event in part.events if (body := _encoded(self._sink, event))]
         size = self._size + sum(map(len, bodies)) + len(bodies)
-        if self.parts and size > self._sink.run_bytes:
+        full = bool(self.parts) and size > self._sink.run_bytes
+        if full or len(bodies) < len(part.events):
             return False
         self.parts.append(part)
         self.bodies += bodies
@@ -98,10 +102,19 @@ def _fitting(sink: RunSink, events: Sequence[CallEvent]) -> int:
     """How many of them go together, 1 at least."""
     size = 0
     for n, event in enumerate(events):
-        size += len(sink.encode(event)) + 1
-        if size > sink.run_bytes:
+        body = _encoded(sink, event)
+        size += len(body) + 1
+        if not body or size > sink.run_bytes:
             return max(1, n)
     return len(events)
+
+
+def _encoded(sink: RunSink, event: CallEvent) -> bytes:
+    """Empty where that fails; the sink says so when it is to deliver it."""
+    try:
+        return sink.encode(event)
+    except Exception:
+        return b""
 
 
 def _may_go(backlog: Backlog, row: Row) -> bool:
