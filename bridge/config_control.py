@@ -174,7 +174,7 @@ class WebhookSettings(Section):
     allow_private: bool = False  # the URL's name may lead to a private address
     queue: int = Field(default=10_000, ge=10)
     redact: list[Kind] = Field(default_factory=list)
-    batch: bool = False  # several events of one call, if they wait, as an array in one POST
+    batch: bool = False  # several events, if they wait, as an array in one POST
 
     @model_validator(mode="after")
     def _checks(self) -> WebhookSettings:

@@ -91,6 +91,6 @@ def _no_uuid() -> Finding:
     return warning(
         "Asterisk",
         "the dialplan function UUID() is not there",
-        "load = func_uuid.so in modules.conf; before Asterisk 22.6 use "
+        "load = func_uuid.so in modules.conf; before Asterisk 22.2, 21.7, 20.12 use "
         "${SHELL(head -c 36 /proc/sys/kernel/random/uuid)}, as [callscribe-app] does",
     )
