@@ -106,9 +106,12 @@ class Sinks:
 
     async def flush(self, patience: float) -> None:
         """Deliver what there is within the limit; the rest waits in the file, or is lost."""
-        left = await asyncio.gather(*(outbox.close(patience) for outbox in self.outboxes))
+        closing = (outbox.close(patience) for outbox in self.outboxes)
+        left = await asyncio.gather(*closing, return_exceptions=True)
         for outbox, n in zip(self.outboxes, left, strict=True):
-            if n:
+            if isinstance(n, BaseException):
+                log.error("%s: could not be closed: %s", outbox.name, type(n).__name__)
+            elif n:
                 log.error("%s: %d events were not delivered", outbox.name, n)
 
     async def close(self, patience: float) -> None:

@@ -30,12 +30,13 @@ class Inline:
         self.counters: Counter[str] = Counter()
         self.trouble = ""
         self.full = False
+        self.refuses: tuple[type[Op], ...] = (Keep,)
         self.ops: list[Op] = []
         self.shelf = Shelf(self, "sink", wall)  # type: ignore[arg-type]
         self.calls: tuple[LeftCall, ...] = ()
 
     def put(self, op: Op) -> Taken:
-        if self.full and isinstance(op, Keep):
+        if self.full and isinstance(op, self.refuses):
             return "no"
         self.ops.append(op)
         return "late" if self.trouble else "waits"

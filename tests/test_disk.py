@@ -17,9 +17,19 @@ from hypothesis import strategies as st
 from bridge.egress import store_letters
 from bridge.egress.disk import PAGE
 from bridge.egress.retry import PROBE
-from bridge.egress.store_types import Renewed, StoreLimits, Tidy
+from bridge.egress.store_types import Load, Loaded, Renewed, StoreLimits, Tidy
 from bridge.errors import DeliveryError
-from bridge.types import CallEvent, CallInfo, EventBody, LegName, Partial, Pressed, Started
+from bridge.types import (
+    CallEvent,
+    CallInfo,
+    Ended,
+    EventBody,
+    Final,
+    LegName,
+    Partial,
+    Pressed,
+    Started,
+)
 from tests.shelves import Inline
 from tests.test_outbox import ANSWERS, END, Held, Line, Sink, down, final, partial, settle
 
@@ -267,7 +277,7 @@ async def test_with_no_room_on_disk_nor_in_memory_it_is_counted(path: Path) -> N
     line = await started(Held(), path, limit=2)
     line.writer.full = True
     line.put(Started(), final(), final())
-    assert line.counters == {"dropped_full": 1}
+    assert line.counters == {"dropped_full": 1}  # what matters least: the call's start
     line.writer.full = False
     line.put(END)  # on disk only, and not before those in memory
     await settle()
@@ -277,7 +287,7 @@ async def test_with_no_room_on_disk_nor_in_memory_it_is_counted(path: Path) -> N
             await line.sink.say("a")
     await line.commit()
     await line.sink.say("a") if "a" in line.sink.held else None
-    assert [(e.seq, e.gap_before) for e in line.sink.taken] == [(0, 0), (1, 0), (3, 1)]
+    assert [(e.seq, e.gap_before) for e in line.sink.taken] == [(1, 1), (2, 0), (3, 0)]
     await line.commit()
     await line.end()
 
@@ -418,3 +428,137 @@ def test_nothing_on_disk_is_lost_in_any_interleaving_with_crashes(
         asyncio.run(_any_interleaving(steps, limit, folder))
     finally:
         shutil.rmtree(folder)
+
+
+# -- what would wait for ever ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+async def test_many_calls_that_wait_on_the_disk_cost_no_more_memory_than_the_limit(
+    path: Path, size: int
+) -> None:
+    """Each is loaded a page at a time, and where there is no room for a page, a row."""
+    from tests.test_runs import Runs  # which needs this file
+
+    line = await started(Sink(down) if size == 1 else Runs(down, size), path, limit=100)
+    for _ in range(30):
+        for n in range(100):
+            line.put(final(), call=str(n))
+    await line.commit()
+    line.sink.answer = lambda event: None
+    most, loaded = 0, line.outbox._disk.loaded
+
+    def watched(told: Loaded) -> None:
+        nonlocal most
+        loaded(told)
+        most = max(most, len(line.outbox._pending))
+
+    line.outbox._disk.loaded = watched
+    await line.wait(PROBE + 5, step=0.5)
+    assert len(line.sink.taken) == 3000 and line.outbox.queued == 0
+    assert most <= 100 + 32 * 64  # those that were asked for while there was room
+    await line.end()
+
+
+async def test_a_page_that_cannot_be_asked_for_is_asked_for_later(path: Path) -> None:
+    line = await started(Sink(down), path, limit=2)
+    line.put(*[final()] * 5)
+    await line.commit()
+    line.sink.answer = lambda event: None
+    line.writer.full, line.writer.refuses = True, (Load,)
+    await line.wait(PROBE + 5)
+    assert line.sink.seqs == [0, 1] and line.outbox._disk.loading == 0
+    line.writer.full = False
+    await line.wait(3)
+    assert line.sink.seqs == [0, 1, 2, 3, 4]
+    await line.end()
+
+
+async def test_while_pages_are_loaded_the_queue_rests(path: Path) -> None:
+    line = await started(Sink(down), path, limit=2, concurrency=4)
+    for n in range(20):
+        line.put(final(), final(), call=str(n))
+    await line.commit()
+    line.sink.answer = lambda event: None
+    turns, launch = 0, line.outbox._launch
+
+    def counted(now: float) -> None:
+        nonlocal turns
+        turns += 1
+        launch(now)
+
+    line.outbox._launch = counted
+    await line.time.advance(PROBE + 5)  # nobody commits: pages do not come
+    assert line.outbox._disk.loading == 4 and turns < 40
+    await line.wait(10)
+    assert len(line.sink.taken) == 40
+    await line.end()
+
+
+async def test_a_dead_letter_of_a_call_that_is_up_is_delivered_after_all(path: Path) -> None:
+    refused = {1}
+    line = await started(
+        Sink(lambda e: DeliveryError("400", permanent=True) if e.seq in refused else None), path
+    )
+    line.put(Started(), final())
+    await line.commit()
+    with store_letters.opened(path) as letters:
+        assert letters.retry() == 1
+    refused.clear()
+    line.put(final())  # before anybody has taken it over
+    await line.commit()
+    line.sink.again = True
+    line.writer.adopt()
+    await line.commit()
+    line.put(final(), END)
+    await line.commit()
+    assert [(e.seq, e.gap_before) for e in line.sink.taken] == [
+        (0, 0), (2, 1), (1, 0), (3, 0), (4, 0),
+    ]  # fmt: skip
+    line.sink.broken.clear()  # that event 1 came late
+    assert line.writer.store.rows == 0 and line.outbox.calls == 0
+    await line.end()
+
+
+async def test_a_letter_that_is_tried_again_when_its_call_ends_waits_for_the_next_process(
+    path: Path,
+) -> None:
+    refused = {1}
+    line = await started(
+        Sink(lambda e: DeliveryError("400", permanent=True) if e.seq in refused else None), path
+    )
+    line.put(Started(), final())
+    await line.commit()
+    with store_letters.opened(path) as letters:
+        letters.retry()
+    line.put(END)  # and this process never looks again
+    await line.commit()
+    line.sink.again = True
+    fresh = await line.restart(Sink(), path)
+    await fresh.wait(2)
+    assert fresh.sink.seqs == [1] and fresh.writer.store.rows == 0
+    fresh.sink.broken.clear()  # that event 0 did not come again
+    await fresh.end()
+
+
+async def test_what_is_on_no_disk_is_counted_as_lost_at_the_end(path: Path) -> None:
+    line = await started(Sink(down), path)
+    line.put(final())
+    await line.commit()
+    line.writer.full = True
+    line.put(final(), END)
+    await settle()
+    assert await line.outbox.close(0.0) == 2
+    assert line.counters["dropped_shutdown"] == 2
+    await line.end()
+
+
+async def test_without_room_anywhere_what_matters_least_goes(path: Path) -> None:
+    line = await started(Held(), path, limit=3)
+    line.writer.full = True
+    line.put(Started(), Pressed("1", 0), Pressed("2", 0), final(), END)
+    await settle()
+    for _ in range(3):
+        await line.sink.say("a")
+    assert [type(e.body) for e in line.sink.taken] == [Pressed, Final, Ended]
+    await line.end()

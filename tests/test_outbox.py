@@ -744,3 +744,29 @@ async def _any_interleaving(steps: list[Any], limit: int) -> None:
 def test_gaps_tell_what_was_not_given_in_any_interleaving(steps: list[Any], limit: int) -> None:
     """The sink itself checks order and `seq - gap_before - 1`; here, that nothing is uncounted."""
     asyncio.run(_any_interleaving(steps, limit))
+
+
+async def test_a_sink_that_is_cancelled_has_failed() -> None:
+    errors = [asyncio.CancelledError()]
+    sink = Sink(lambda event: errors.pop() if errors else None)
+    async with Line(sink) as line:
+        line.put(Started())
+        await line.time.advance(2.0)
+        assert sink.seqs == [0] and line.counters["retries"] == 1
+
+
+async def test_a_fault_of_ours_costs_a_second() -> None:
+    async with Line(Sink()) as line:
+        following = line.outbox._next
+
+        def once(now: float) -> None:
+            line.outbox._next = following
+            line.outbox._agenda.take(now)
+            raise RuntimeError("a fault")
+
+        line.outbox._next = once
+        line.put(Started())
+        await settle()
+        assert line.sink.taken == [] and line.counters["errors"] == 1
+        await line.time.advance(1.0)
+        assert line.sink.seqs == [0]

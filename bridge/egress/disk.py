@@ -20,6 +20,7 @@ from bridge.types import CallEvent, Ended, Refused
 
 PAGE = 64  # rows of one call in memory
 AHEAD = 16  # rows left of a page when the next one is asked for
+LATER = 1.0  # s until a page is asked for again
 
 log = logging.getLogger("callscribe.outbox")
 
@@ -27,7 +28,9 @@ log = logging.getLogger("callscribe.outbox")
 class Disk:
     """`enter(backlog)` is told when a call's head may be given to the sink, or be loaded.
 
-    `limit`: rows in memory; `longest(attempts)`: seconds that the schedule has a row wait at most.
+    `limit`: rows in memory, beyond which a call has one of its own at a time; `loads`: calls that
+    are loaded at once; `answered()` is told that one has been. `longest(attempts)`: seconds that
+    the schedule has a row wait at most.
     """
 
     def __init__(
@@ -37,15 +40,19 @@ class Disk:
         counters: Counter[str],
         *,
         limit: int,
+        loads: int,
         clock: Callable[[], float],
         longest: Callable[[int], float],
         enter: Callable[[Backlog], None],
+        answered: Callable[[], None],
     ) -> None:
         self.rows = 0  # that are on the disk only
         self.loading = 0  # calls
         self._buried = False
         self._shelf, self._pending, self._counters = shelf, pending, counters
-        self._limit, self._clock, self._longest, self._enter = limit, clock, longest, enter
+        self._limit, self._loads = limit, loads
+        self._clock, self._longest, self._enter = clock, longest, enter
+        self._answered = answered
         shelf.listener = self
 
     # -- what the outbox asks --------------------------------------------------------------------
@@ -62,9 +69,8 @@ class Disk:
         taken = self._shelf.keep(row.event, row.rank, ends=ends(row.event))
         row.stored = taken != "waits"
         if taken == "no":
-            if full:
-                self._counters["dropped_full"] += 1
-            return not full
+            row.loose = True
+            return True
         if backlog.disk or backlog.loading or full or len(backlog.rows) >= PAGE:
             self._count(backlog, backlog.disk + 1)
             backlog.added += 1
@@ -89,21 +95,33 @@ class Disk:
         head = backlog.head
         return head is None or head.event.seq > backlog.after
 
-    def busy(self, concurrency: int) -> bool:
+    @property
+    def busy(self) -> bool:
         """So many are being loaded that the others should wait for them."""
-        return self.loading >= concurrency and not self._shelf.failing
+        return self.loading >= self._loads and not self._shelf.failing
 
     def load(self, backlog: Backlog) -> None:
-        """Ask for the call's next page."""
+        """Ask for the call's next page, or, where that cannot be asked now, later."""
+        if not self._ask(backlog):
+            backlog.due = max(backlog.due, self._clock() + LATER)
+            self._enter(backlog)
+
+    def _ask(self, backlog: Backlog) -> bool:
+        page = max(1, min(PAGE, self._limit - len(self._pending)))
+        if self.loading >= self._loads:
+            return False
+        if not self._shelf.load(backlog.call, backlog.after, page):
+            return False
         backlog.loading, backlog.added = True, 0
         self.loading += 1
-        self._shelf.load(backlog.call, backlog.after, PAGE)
+        return True
 
     def taken(self, backlog: Backlog, row: Row) -> None:
         """The sink has it."""
         self._shelf.done(backlog.call, row.event.seq, kept=row.rank > 0)
-        if backlog.disk and len(backlog.rows) <= AHEAD and not backlog.loading:
-            self.load(backlog)
+        few = len(backlog.rows) <= AHEAD and len(self._pending) < self._limit
+        if backlog.disk and few and not backlog.loading:
+            self._ask(backlog)
 
     def again(self, backlog: Backlog, row: Row, wait: float) -> None:
         if row.rank > 0:
@@ -146,6 +164,9 @@ class Disk:
             return
         backlog.loading = False
         self.loading -= 1
+        self._answered()
+        if told.more and not told.rows:  # the store has failed at it
+            backlog.due = max(backlog.due, self._clock() + LATER)
         for stored in () if self._buried else told.rows:
             self._add(backlog, stored)
         left = 0 if self._buried else backlog.added
@@ -167,7 +188,7 @@ class Disk:
         if self._buried or (left.over and not left.rows):
             return
         backlog = self._pending.backlog(left.call)
-        backlog.last = left.last
+        backlog.last = max(backlog.last, left.last)
         backlog.over = backlog.over or left.over
         backlog.after = -1  # what is in memory, of a call that we have, is found again
         self._count(backlog, backlog.disk + left.rows)

@@ -1,10 +1,10 @@
 """Queue 2: what stands between the calls and one sink, so that neither waits for the other.
 
 Theory of operation. Every call with rows has one entry in a heap, by the time its head is due; a
-dispatcher takes due calls from it and gives each call's head, and only its head, to the sink, in
-at most `concurrency` tasks at a time. So events of a call stay in order, and a call that waits for
-a retry holds up nobody else. A head that fails is due again later; whatever happens to an event,
-the next one that the sink takes says how many it was not given (`gap_before`).
+dispatcher takes due calls from it and gives each call's head (or a run that begins with it) to the
+sink, in about `concurrency` tasks at a time. So events of a call stay in order, and a call that
+waits for a retry holds up nobody else. A head that fails is due again later; whatever happens to an
+event, the next one that the sink takes says how many it was not given (`gap_before`).
 
 With a shelf (`shelf.py`, `disk.py`) every event is on the disk before the sink is asked the first
 time, and leaves it when the sink has taken it; what does not fit into memory is on the disk only.
@@ -37,6 +37,8 @@ from bridge.types import CallEvent, Ended, Partial, Refused
 PARTIAL_TTL = 10.0  # seconds; what somebody was saying then helps nobody now
 DELIVERY_LIMIT = 90.0  # seconds; for sinks that forgot a deadline of their own
 CLOSE_LIMIT = 5.0  # seconds for a sink to let go
+AT_ONCE = 128  # events that are begun before other work has its turn
+FAULT_WAIT = BUSY_WAIT = 1.0  # seconds
 
 Wait: TypeAlias = Callable[[asyncio.Event, float | None], Awaitable[None]]
 
@@ -87,9 +89,10 @@ class Outbox:
         self._disk: Disk | None = None
         if shelf is not None:
             self._disk = Disk(
-                shelf, self._pending, self.counters, limit=limit, clock=clock,
+                shelf, self._pending, self.counters, limit=limit, loads=concurrency, clock=clock,
                 longest=lambda attempts: backoff(schedule, attempts, 1.0),
                 enter=lambda backlog: self._enter(backlog, max(backlog.due, self._clock())),
+                answered=self._wake.set,
             )  # fmt: skip
         self._gone = self._closed = False
 
@@ -160,13 +163,14 @@ class Outbox:
             old.stale = True
         elif old is not None:
             self._drop(backlog, old, "superseded")
-        if self._disk is None and len(self._pending) > self._limit:
+        if (self._disk is None or row.loose) and len(self._pending) > self._limit:
             self._shed(backlog, row)
         self._enter(backlog, now)
 
     def _shed(self, newcomer: Backlog, row: Row) -> None:
         """One row has to go: the order is `pending`'s, in which the newcomer takes part."""
-        backlog, victim = self._pending.victim(row.rank) or (newcomer, row)
+        disk = self._disk is not None
+        backlog, victim = self._pending.victim(row.rank, disk=disk) or (newcomer, row)
         partial = isinstance(victim.event.body, Partial)
         was_head = backlog.head is victim
         self._drop(backlog, victim, "dropped_partial" if partial else "dropped_full")
@@ -197,32 +201,39 @@ class Outbox:
     async def _run(self) -> None:
         while not self._finished():
             self._wake.clear()
-            self._launch(self._clock())
+            try:
+                self._launch(self._clock())
+            except Exception as error:  # a fault of ours: calls wait a second for it, not for ever
+                self.counters["errors"] += 1
+                self._teller.fault(error)
+                for backlog in self._pending.backlogs():
+                    self._enter(backlog, self._clock() + FAULT_WAIT)
             await self._wait(self._wake, self._pause())
 
     def _launch(self, now: float) -> None:
         """Give the sink every head that is due, as far as concurrency and breaker let."""
         self._expire(now)
-        shared = Shared(self._runs)
+        shared, events = Shared(self._runs), 0
         while len(self._flying) < self._concurrency and now >= self._breaker.ask_at:
-            part = self._next(now)
+            part = self._next(now) if events < AT_ONCE else None
             if part is None:
                 break
+            events += len(part.rows)
             may = part.fresh and not self._breaker.failures
             if may and shared.takes(part):
                 continue
             if may and shared.parts:  # they are full
-                self._send(shared.parts, shared.bodies)
+                self._send(shared.parts)
                 shared = Shared(self._runs)
                 if shared.takes(part):
                     continue
-            self._send([part], [])
+            self._send([part])
         if shared.parts:  # may be one more than `concurrency`, of which it is the last
-            self._send(shared.parts, shared.bodies)
+            self._send(shared.parts)
 
     def _next(self, now: float) -> Part | None:
         """What the call has that has been due longest; what is not ready is begun to be loaded."""
-        while self._disk is None or not self._disk.busy(self._concurrency):
+        while self._disk is None or not self._disk.busy:
             backlog = self._agenda.take(now)
             if backlog is None:
                 return None
@@ -234,13 +245,13 @@ class Outbox:
                 return part_of(backlog, self._runs)
         return None
 
-    def _send(self, parts: Sequence[Part], bodies: Sequence[bytes]) -> None:
-        """Begin a delivery. `bodies`: of all events, where there are several."""
+    def _send(self, parts: Sequence[Part]) -> None:
+        """Begin a delivery."""
         self._breaker.asked(self._clock())
         for part in parts:
             self.counters["retries"] += part.rows[0].attempts > 0
             self._fly(part, True)
-        task = asyncio.create_task(self._deliver(parts, bodies))
+        task = asyncio.create_task(self._deliver(parts))
         self._flying.add(task)
         task.add_done_callback(self._landed)
 
@@ -260,7 +271,9 @@ class Outbox:
         """Seconds until there is something to do of which nobody will tell."""
         times = [] if self._deadline is None else [self._deadline]
         due = self._agenda.due
-        if due is not None and len(self._flying) < self._concurrency:
+        if self._disk is not None and self._disk.busy:  # an answer is told, but that it failed not
+            times.append(self._clock() + BUSY_WAIT)
+        elif due is not None and len(self._flying) < self._concurrency:
             times.append(max(due, self._breaker.ask_at))
         return max(0.0, min(times) - self._clock()) if times else None
 
@@ -269,18 +282,22 @@ class Outbox:
         for row in part.rows:
             row.flying = up
 
-    async def _deliver(self, parts: Sequence[Part], bodies: Sequence[bytes]) -> None:
+    async def _deliver(self, parts: Sequence[Part]) -> None:
         events = [event for part in parts for event in part.events]
         failure: DeliveryError | None = None
         try:
             async with asyncio.timeout(DELIVERY_LIMIT):
-                if len(events) > 1 and self._runs is not None:
-                    made = bodies or [self._runs.encode(event) for event in events]
-                    await self._runs.deliver_run(events, made)
+                if self._runs is not None:
+                    bodies = [body for part in parts for body in part.bodies_for(self._runs)]
+                    await self._runs.deliver_run(events, bodies)
                 else:
                     await self._sink.deliver(events[0])
         except DeliveryError as error:
             failure = error
+        except asyncio.CancelledError as error:
+            if self._closed:
+                raise
+            failure = DeliveryError(f"{self.name} was interrupted: {type(error).__name__}")
         except Exception as error:
             self._odd(events[0], error)
             failure = DeliveryError(f"{self.name} failed: {type(error).__name__}")
@@ -304,7 +321,7 @@ class Outbox:
         self._wake.set()
 
     def _delivered(self, backlog: Backlog, row: Row) -> None:
-        backlog.last = row.event.seq
+        backlog.last = max(backlog.last, row.event.seq)
         backlog.alone = max(0, backlog.alone - 1)
         self._on_delivered(self._clock() - row.since)
         if self._disk is not None:
@@ -337,7 +354,9 @@ class Outbox:
     ) -> None:
         """One call's rows were not taken."""
         row = rows[0]
-        if error.permanent and together:  # one of them may be to blame; which will be seen
+        if row.stale:
+            self._drop(backlog, row, "superseded")
+        elif error.permanent and together:  # one of them may be to blame; which will be seen
             backlog.alone, row.attempts = len(rows), 0
         elif error.permanent or too_late(row.attempts, now - row.since):
             self._teller.given_up(row.event, error)
@@ -350,8 +369,6 @@ class Outbox:
             backlog.due = self._again(row, now, error.retry_after)
             if self._disk is not None:
                 self._disk.again(backlog, row, backlog.due - now)
-            if row.stale:
-                self._drop(backlog, row, "superseded")
 
     def _again(self, row: Row, now: float, wish: float | None) -> float:
         """When to try a second time: the sink's wish wins over the schedule."""

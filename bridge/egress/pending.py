@@ -61,6 +61,7 @@ class Row:
     flying: bool = False  # the sink has it just now; it can neither be superseded nor dropped
     stale: bool = False  # something newer came while it was flying: not worth a second attempt
     stored: bool = True  # on the disk, or with no need to be: the sink may have it
+    loose: bool = False  # should be on the disk, and is not: lost with the process
 
     @property
     def rank(self) -> int:
@@ -154,11 +155,14 @@ class Pending:
                 return row
         return None
 
-    def victim(self, rank: int) -> tuple[Backlog, Row] | None:
-        """The row to drop for one of `rank`: none above it, none that is flying."""
+    def victim(self, rank: int, *, disk: bool = False) -> tuple[Backlog, Row] | None:
+        """The row to drop for one of `rank`: none above it, none that is flying.
+
+        `disk`: rows are on a disk, and to drop one that is would not help.
+        """
         for rows in self._ranks[: rank + 1]:
             for row, backlog in rows.items():
-                if not row.flying:
+                if not row.flying and (row.loose or not row.rank or not disk):
                     return backlog, row
         return None
 
@@ -183,8 +187,8 @@ class Pending:
         return min((next(iter(rank)).since for rank in self._ranks if rank), default=None)
 
     def clear(self, *, kept: bool = False) -> int:
-        """Drop everything. Returns how many rows there were; with `kept`, only of partials."""
-        count = len(self._ranks[0]) if kept else len(self)
+        """Drop everything. Returns how many rows there were; with `kept`, that are on no disk."""
+        count = sum(not kept or not row.rank or row.loose for rank in self._ranks for row in rank)
         self._backlogs.clear()
         for rank in self._ranks:
             rank.clear()

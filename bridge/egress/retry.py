@@ -11,6 +11,7 @@ _LIVE = (0.0, 1.0, 5.0, 30.0, 120.0, 300.0, 900.0, 1800.0, 3600.0)  # seconds, f
 # The tail of Standard Webhooks' schedule, for the others: 75 hours in all, then it is given up.
 SCHEDULE = (*_LIVE, *(hours * 3600.0 for hours in (2, 5, 10, 14, 20, 22)))
 LONGEST = 80 * 3600.0  # seconds; an older event that fails once more is given up as well
+WISH_LIMIT = 3600.0  # seconds: a Retry-After counts for no longer
 TRIP = 5  # failures in a row, of whatever calls, that open the breaker
 PROBE = 10.0  # seconds between two questions to a sink whose breaker is open
 

@@ -31,7 +31,7 @@ class RunSink(Protocol):
         """An event as it is in a run."""
 
     async def deliver_run(self, events: Sequence[CallEvent], bodies: Sequence[bytes]) -> None:
-        """Hand over all of them, in order. Raises `DeliveryError`: none was taken."""
+        """Hand over all of them, one at least, in order. Raises `DeliveryError`: none was taken."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +41,13 @@ class Part:
     backlog: Backlog
     rows: list[Row]
     events: list[CallEvent]
+    bodies: list[bytes] | None = None  # encoded, where they have been
+
+    def bodies_for(self, sink: RunSink) -> list[bytes]:
+        """Made once. Raises whatever the sink's `encode` does."""
+        if self.bodies is None:
+            self.bodies = [sink.encode(event) for event in self.events]
+        return self.bodies
 
     @property
     def fresh(self) -> bool:
@@ -53,68 +60,64 @@ class Shared:
 
     def __init__(self, sink: RunSink | None) -> None:
         self.parts: list[Part] = []
-        self.bodies: list[bytes] = []
         self._sink = sink
-        self._size = 0
+        self._size = self._events = 0
 
     def takes(self, part: Part) -> bool:
         """Add the part, if there is room for it, and for the first there is.
 
         False also for what cannot be encoded: it goes alone, and costs nobody else anything.
         """
-        many = len(self.bodies) + len(part.events)
+        many = self._events + len(part.events)
         if self._sink is None or (self.parts and many > MOST):
             return False
-        bodies = [body for event in part.events if (body := _encoded(self._sink, event))]
+        try:
+            bodies = part.bodies_for(self._sink)
+        except Exception:  # the sink says so when it is to deliver it
+            return False
         size = self._size + sum(map(len, bodies)) + len(bodies)
-        full = bool(self.parts) and size > self._sink.run_bytes
-        if full or len(bodies) < len(part.events):
+        if self.parts and size > self._sink.run_bytes:
             return False
         self.parts.append(part)
-        self.bodies += bodies
-        self._size = size
+        self._size, self._events = size, many
         return True
 
 
 def part_of(backlog: Backlog, sink: RunSink | None) -> Part:
     """What goes now: the head, alone or with what follows it. Not for a call without a head."""
-    rows = _rows(backlog, sink)
-    return Part(backlog, rows, told(backlog, rows))
-
-
-def _rows(backlog: Backlog, sink: RunSink | None) -> list[Row]:
     rows = list(islice(backlog.rows.values(), MOST if sink is not None else 1))
     if sink is None or backlog.alone > 0:
-        return rows[:1]
+        return _part(backlog, rows[:1])
     made = backlog.run
     if made and list(islice(backlog.rows, len(made))) == made:
-        return rows[: len(made)]
+        return _part(backlog, rows[: len(made)])
     n = 0
     while n < len(rows) and rows[n].rank > 0 and _may_go(backlog, rows[n]):
         n += 1
-    if n > 1:
-        n = _fitting(sink, told(backlog, rows[:n]))
-    backlog.run = [row.event.seq for row in rows[:n]] if n > 1 else []
-    return rows[: max(1, n)]
+    part = _fitting(_part(backlog, rows[: max(1, n)]), sink)
+    backlog.run = [row.event.seq for row in part.rows] if len(part.rows) > 1 else []
+    return part
 
 
-def _fitting(sink: RunSink, events: Sequence[CallEvent]) -> int:
-    """How many of them go together, 1 at least."""
+def _part(backlog: Backlog, rows: list[Row]) -> Part:
+    return Part(backlog, rows, told(backlog, rows))
+
+
+def _fitting(part: Part, sink: RunSink) -> Part:
+    """As many of them as go together, 1 at least; what cannot be encoded goes alone."""
+    bodies: list[bytes] = []
     size = 0
-    for n, event in enumerate(events):
-        body = _encoded(sink, event)
+    for event in part.events:
+        try:
+            body = sink.encode(event)
+        except Exception:
+            break
         size += len(body) + 1
-        if not body or size > sink.run_bytes:
-            return max(1, n)
-    return len(events)
-
-
-def _encoded(sink: RunSink, event: CallEvent) -> bytes:
-    """Empty where that fails; the sink says so when it is to deliver it."""
-    try:
-        return sink.encode(event)
-    except Exception:
-        return b""
+        if bodies and size > sink.run_bytes:
+            break
+        bodies.append(body)
+    n = max(1, len(bodies))
+    return Part(part.backlog, part.rows[:n], part.events[:n], bodies or None)
 
 
 def _may_go(backlog: Backlog, row: Row) -> bool:

@@ -112,8 +112,9 @@ class Shelf:
     def over(self, call: str) -> None:
         self._writer.put(Over(self._sink, call))
 
-    def load(self, call: str, after: int, limit: int) -> None:
-        self._writer.put(Load(self._sink, call, after, limit))
+    def load(self, call: str, after: int, limit: int) -> bool:
+        """True: `Listener.loaded` will be told."""
+        return self._writer.put(Load(self._sink, call, after, limit)) != "no"
 
 
 class Shelves:

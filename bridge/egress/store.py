@@ -62,7 +62,8 @@ SELECT v->>0, v->>1, v->>2, v->>3, v->>4, CAST(v->>5 AS BLOB) FROM {_EACH}
 """
 _BACKLOG = f"""
 INSERT INTO backlog (sink, call, owner, over) SELECT v->>0, v->>1, v->>2, v->>3 FROM {_EACH}
-WHERE true ON CONFLICT DO UPDATE SET owner = excluded.owner, over = max(over, excluded.over)
+WHERE true ON CONFLICT DO UPDATE SET owner = iif(owner = 0, 0, excluded.owner),
+    over = max(over, excluded.over)
 """
 # CROSS JOIN: the few rows outside, the index of the many inside
 _DONE = f"""
@@ -73,7 +74,8 @@ _LAST = f"""
 UPDATE backlog SET last = max(last, v->>2) FROM {_EACH} WHERE sink = v->>0 AND call = v->>1
 """
 _OVER = f"""
-DELETE FROM backlog WHERE (sink, call) IN (SELECT v->>0, v->>1 FROM {_EACH})
+DELETE FROM backlog WHERE (sink, call) IN (SELECT v->>0, v->>1 FROM {_EACH}) AND NOT EXISTS (
+    SELECT 1 FROM event e WHERE e.sink = backlog.sink AND e.call = backlog.call AND e.state = 0)
 """
 _SHED = """
 DELETE FROM event WHERE id IN (

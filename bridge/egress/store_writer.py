@@ -25,7 +25,18 @@ from typing import Literal, TypeAlias
 
 from bridge.egress.store import Store
 from bridge.egress.store_schema import is_broken, reason, set_aside
-from bridge.egress.store_types import Await, Keep, Note, Op, Renewed, Result, Safe, Tidy
+from bridge.egress.store_types import (
+    Await,
+    Keep,
+    Load,
+    Loaded,
+    Note,
+    Op,
+    Renewed,
+    Result,
+    Safe,
+    Tidy,
+)
 
 GATHER, LONGEST = 0.005, 0.015  # seconds from a commit to the next (BENCHMARKS.md)
 BUSY = 3000.0  # asked a second: a thousand events; beyond that the wait grows with it
@@ -147,6 +158,8 @@ class StoreWriter:
         room = self._most * 2 - len(self._batch)
         for _ in range(min(room, len(self._waiting))):
             self._batch += self._waiting.popleft()
+        if self._waiting:  # there was no room: it is not to wait for somebody who asks
+            self._some.set()
         if time.monotonic() - self._tidied > TIDY:
             self._tidied = time.monotonic()
             self._batch.append(Tidy())
@@ -219,9 +232,12 @@ class StoreWriter:
     def _one_by_one(self, error: Exception) -> None:
         """One of them must not cost the others; only its type is logged, for what was said."""
         if len(self._batch) == 1:
-            log.error("outbox: %s: %s", type(self._batch[0]).__name__, type(error).__name__)
+            (op,) = self._batch
+            log.error("outbox: %s: %s", type(op).__name__, type(error).__name__)
             self.counters["failures"] += 1
             self._release()
+            if isinstance(op, Load):  # or its call would wait for ever
+                self._answer([Loaded(op.sink, op.call, (), True)])
             self._batch = []
             return
         rest, self._batch = self._batch, []

@@ -53,3 +53,7 @@ class Teller:
 
     def odd_close(self, error: Exception) -> None:
         log.error("%s raised %s when it was closed", self._name, type(error).__name__)
+
+    def fault(self, error: Exception) -> None:
+        """Of ours, in choosing what goes next."""
+        log.error("%s: %s in its queue; calls wait a second", self._name, type(error).__name__)

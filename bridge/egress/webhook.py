@@ -27,6 +27,7 @@ from bridge import __version__
 from bridge.config import WebhookSettings
 from bridge.contract import body, event_type
 from bridge.egress.resolver import NotPublic, PublicOnly
+from bridge.egress.retry import WISH_LIMIT
 from bridge.egress.signature import check_secret, sign
 from bridge.errors import DeliveryError
 from bridge.types import CallEvent, RuleFired
@@ -35,7 +36,6 @@ CONNECTIONS = 32
 RUN_BYTES = 64 * 1024  # of a body that carries several events
 ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read to keep the connection
 ANSWER_TIME = 1.0  # seconds for them; the event was taken, its call's next one should not wait
-RETRY_AFTER_LIMIT = 3600.0  # seconds
 TRIES = 3  # of an event that is answered 4xx
 TRIES_REMEMBERED = 4096  # events; the outbox has fewer on their way
 RETRIED_4XX = frozenset({408, 425, 429})  # they speak of the moment, not of the event
@@ -48,9 +48,11 @@ def message_id(call_id: str, name: str, seq: int) -> str:
 
 
 def run_id(events: Sequence[CallEvent], name: str) -> str:
-    """``webhook-id`` of several: the same for the same events. Of one call, from which to which."""
+    """``webhook-id``: the same for the same events. Of one call, from which to which."""
     first, last = events[0], events[-1]
     begin = message_id(first.call.id, name, first.seq)
+    if first is last:
+        return begin
     if all(event.call.id == first.call.id for event in events):
         return f"{begin}-{last.seq}"
     which = "\0".join(f"{event.call.id}\0{event.seq}" for event in events)
@@ -61,14 +63,14 @@ def retry_after(value: str | None, now: float) -> float | None:
     """Seconds, from RFC 9110 10.2.3 (seconds or a date); None if there is no sense in it."""
     text = (value or "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
-        return min(float(text), RETRY_AFTER_LIMIT)
+        return min(float(text), WISH_LIMIT)
     try:
         moment = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return min(max(0.0, moment.timestamp() - now), RETRY_AFTER_LIMIT)
+    return min(max(0.0, moment.timestamp() - now), WISH_LIMIT)
 
 
 class Webhook:
@@ -135,9 +137,10 @@ class Webhook:
         return body(event)
 
     async def deliver_run(self, events: Sequence[CallEvent], bodies: Sequence[bytes]) -> None:
-        """POST them as one JSON array. Raises `DeliveryError`."""
+        """POST them as one JSON array, or one alone as it is. Raises `DeliveryError`."""
         name = run_id(events, self.name)
-        status, wish = await self.post(name, b"[" + b",".join(bodies) + b"]")
+        content = b"[" + b",".join(bodies) + b"]" if len(bodies) > 1 else bodies[0]
+        status, wish = await self.post(name, content)
         self._judge(name, status, wish)
 
     async def post(self, name: str, content: bytes) -> tuple[int, str | None]:
