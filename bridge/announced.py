@@ -43,10 +43,15 @@ class Announced:
     def __contains__(self, uuid: object) -> bool:
         return uuid in self._found
 
-    def expected(self, call_id: str) -> bool:
-        """Has a leg of this call been announced?"""
-        legs = (announcement.call for announcement, _ in self._found.values())
-        return call_id in self._found or call_id in legs
+    def call_of(self, id: str) -> str | None:
+        """The call that this UUID was announced for, or of which a leg was; None for neither."""
+        if id in self._found:
+            return self._found[id][0].call or id
+        return id if id in self.calls() else None
+
+    def calls(self) -> set[str]:
+        """The ids of calls that are to come."""
+        return {announced.call or uuid for uuid, (announced, _) in self._found.items()}
 
     def forget(self, uuid: str) -> None:
         """Nobody will come for this UUID any more."""

@@ -19,7 +19,10 @@ from bridge.rules_text import Pattern, phrase
 
 ACTIONS = ("setvar", "redirect", "hangup", "record", "stop_record", "userevent", "webhook")
 FORMATS = ("wav", "WAV", "gsm", "ulaw", "alaw", "sln")  # FreeSWITCH's is wav
-OURS = ("CALLSCRIBE", "CALLSCRIBE_ID", "CALLSCRIBE_CALL", "CALLSCRIBE_TEXT", "CALLSCRIBE_STATUS")
+OURS = frozenset(
+    ["CALLSCRIBE"]
+    + [f"CALLSCRIBE_{name}" for name in "ID CALL TEXT STATUS CONFIDENCE LANGUAGE CONSENT".split()]
+)
 _CONTEXT = r"^[A-Za-z0-9_.-]{1,79}$"
 # Neither $ { } [ ] \ ; & | < > nor quotes, which dialplans and shells evaluate, nor line ends.
 _VALUE = re.compile(r"[\w .,:@/+*#?!=-]{0,200}")

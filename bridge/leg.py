@@ -148,7 +148,10 @@ class Leg:
         lent, rate = self._lender.lent, self._rate
         gap = round(frame.start * rate / frame.rate) - self._clock
         owed = self._lender.settle(gap, rate)
-        self._silence += owed / rate
+        if self._pausing.active:
+            self._pausing.seconds += owed / rate
+        else:
+            self._silence += owed / rate
         self._clock += owed
         if owed < lent:  # it was late: the recogniser is ahead of the leg by the rest
             self._feed = self._change_rate(rate)
@@ -192,7 +195,7 @@ class Leg:
         """A DTMF digit, after the audio before it."""
         if self.ended:
             return
-        at = self._at
+        at = self._now
         complete = self._keypad.press(digit, at)
         # In a pause somebody types a card's number; only what ends the pause is told
         shown = digit if not self.paused else self._keypad.digits if complete else ""
@@ -207,6 +210,11 @@ class Leg:
         return self._clock / self._rate if self._rate else 0.0
 
     @property
+    def _now(self) -> float:
+        """The same, with the silence of a sender that has stopped."""
+        return self._at + self._lender.lent / self._rate if self._rate else 0.0
+
+    @property
     def paused(self) -> bool:
         """True while nothing is heard, as call control wished."""
         return self._pausing.active
@@ -215,7 +223,7 @@ class Leg:
         """Hear nothing from now on. Told when what was said before has been. Idempotent."""
         if self.ended or self.paused:
             return
-        self._pausing.begin(self._at, by)
+        self._pausing.begin(self._now, by)
         if not self._clock:
             self._tell_pause()  # nothing was said
 
@@ -224,8 +232,9 @@ class Leg:
         if self.ended or not self.paused:
             return
         self._tell_pause()
-        self._pausing.end(self._at)
-        self._tell(self, Resumed(max(0.0, self.offset + self._at), by))
+        now = self._now
+        self._pausing.end(now)
+        self._tell(self, Resumed(max(0.0, self.offset + now), by))
 
     def _tell_pause(self) -> None:
         """What was said before the pause is final, and then there is the pause."""

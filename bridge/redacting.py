@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from importlib.util import find_spec
 
 from bridge.call import MAX_FINALS, Call
@@ -13,7 +14,16 @@ from bridge.errors import ConfigError
 from bridge.redact.kinds import Kind
 from bridge.redact.scan import scan
 from bridge.redact.stream import RedactStream
-from bridge.types import CallEvent, EndOfTurn, Final, LegName, Partial, Pressed
+from bridge.types import (
+    CallEvent,
+    EndOfTurn,
+    Final,
+    LegName,
+    Listened,
+    Partial,
+    Pressed,
+    RuleFired,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +35,9 @@ Put = Callable[[CallEvent], None]
 class Redaction:
     """Between `Sinks.publish` and the sinks' queues. `clock` as the server's.
 
-    What fails costs the event that it failed at, never a word in the clear: what was said and
-    pressed is dropped and counted, the rest goes out as it is.
+    What fails costs the event that it failed at, and what waited of its call, never a word in the
+    clear: what was said and pressed is dropped and counted, or left out where the rest of the event
+    is needed, and other events go out as they are.
     """
 
     def __init__(self, settings: RedactionSettings, clock: Callable[[], float]) -> None:
@@ -61,15 +72,24 @@ class Redaction:
     def expire(self) -> None:
         """Let time pass."""
         for stream, puts in self._streams.values():
-            _give(stream.expire(self._clock()), puts)
+            _give(stream.expire(self._clock(), self._fault), puts)
 
     def _failed(self, stream: RedactStream, event: CallEvent, error: Exception) -> list[CallEvent]:
+        self._fault(event.call.id, error)
+        stream.forget(event.call.id)
+        match event.body:
+            case Partial() | Final() | EndOfTurn() | Pressed():
+                return []
+            case Listened():  # a dialplan waits for it
+                return [replace(event, body=replace(event.body, text=""))]
+            case RuleFired():
+                return [replace(event, body=replace(event.body, matched="", text="", words=()))]
+        return [event]
+
+    def _fault(self, call_id: str, error: Exception) -> None:
         self.errors += 1
         kind = type(error).__name__  # its text may hold what was said
-        log.error("redaction failed at event %d of call %r: %s", event.seq, event.call.id, kind)
-        stream.forget(event.call.id)
-        said = isinstance(event.body, Partial | Final | EndOfTurn | Pressed)
-        return [] if said else [event]
+        log.error("redaction failed in call %r: %s", call_id, kind)
 
     @property
     def counters(self) -> Counter[str]:

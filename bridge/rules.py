@@ -15,7 +15,7 @@ begins anew.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from bridge.rules_text import Phrase, tokens
 from bridge.rules_types import Firing, Rule
-from bridge.types import CallEvent, Ended, Final, LegName, Partial, Refused, Started, Word
+from bridge.types import CallEvent, CallInfo, Ended, Final, LegName, Partial, Refused, Word
 
 MAX_WORDS = 1000  # of one turn; two minutes of the fastest speaker have 700
 MAX_TEXT = 8000  # characters of one turn
@@ -146,11 +146,24 @@ class Rulebook:
                 counts.pop(name, None)
         return True
 
+    def expect(self, calls: Collection[str]) -> None:
+        """These are to come: rules for any others that have not begun are for nobody."""
+        for call_id in [id for id in self._early if id not in calls]:
+            del self._early[call_id]
+
+    def _begin(self, call: CallInfo) -> None:
+        """Has a call begun that has rules? Under another id too, where its own was taken."""
+        early = self._early.pop(call.id, None)
+        if early is None and "call" in call.extra and call.id not in self._calls:
+            early = self._early.pop(call.extra["call"], None)
+        if early is not None:
+            self._calls[call.id] = early
+
     def hear(self, event: CallEvent) -> list[Firing]:
         """What this event fires: at most one firing of a rule."""
+        if self._early:
+            self._begin(event.call)
         match event.body:
-            case Started() if (early := self._early.pop(event.call.id, None)) is not None:
-                self._calls[event.call.id] = early
             case Ended() | Refused():
                 self._calls.pop(event.call.id, None)
                 self._early.pop(event.call.id, None)

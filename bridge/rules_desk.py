@@ -76,24 +76,34 @@ class Rules:
             raise BadRule(e.problems) from None
         except ValueError as e:
             raise BadRule([str(e)]) from None
-        return self._book.add(call_id, made(rule), up=self._up(call_id))
+        call_id, up = self._found(call_id)
+        return self._book.add(call_id, made(rule), up=up)
 
-    def _up(self, call_id: str) -> bool:
-        """Is the call up, or expected? Raises LookupError where it is neither."""
-        up = call_id in self._switchboard.calls
-        if not up and not self._switchboard.announced.expected(call_id):
+    def _found(self, id: str) -> tuple[str, bool]:
+        """A call's id, and whether it is up; `id` may be the UUID of one that is expected.
+
+        Raises LookupError where it is neither.
+        """
+        if id in self._switchboard.calls:
+            return id, True
+        expected = self._switchboard.announced.call_of(id)
+        if expected is None:
             raise LookupError("no call with this id is up or announced; GET /calls lists the calls")
-        return up
+        return expected, expected in self._switchboard.calls
+
+    def expire(self) -> None:
+        """Let time pass: rules of calls that will not come go."""
+        self._book.expect(self._switchboard.announced.calls())
 
     def of(self, call_id: str) -> dict[str, object]:
         """A call's own rules, and which of all are spent. Raises LookupError."""
-        self._up(call_id)
+        call_id, _ = self._found(call_id)
         own, spent = self._book.of(call_id)
         return {"rules": [rule.shown() for rule in own], "spent": spent}
 
     def remove(self, call_id: str, name: str) -> None:
         """Take a rule of one call away; what it has fired goes on. Raises LookupError."""
-        self._up(call_id)
+        call_id, _ = self._found(call_id)
         if not self._book.remove(call_id, name):
             raise LookupError("the call has no rule of its own of this name")
 

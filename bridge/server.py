@@ -328,6 +328,7 @@ class Server:
             try:
                 self.switchboard.expire(self.clock())
                 self.sinks.expire(self.clock())
+                self.rules.expire()
                 if self.rtp is not None:
                     self.rtp.sockets.expire(self.clock())
             except Exception:

@@ -341,3 +341,17 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_announced_again_while_the_engine_is_full() -> None:
+    b = Board(slots=1)
+    b.reserve(1)
+    b.reserve(1)
+    assert b.reserved == 1 and b.board.gate.counters["made"] == 1
+
+
+def test_a_second_leg_counts_for_its_calls_limits() -> None:
+    b = Board(slots=4, limits=(Limit("acme", tenant="acme", reserve=2),))
+    b.reserve(1, call="c", tenant="acme")
+    b.reserve(2, call="c", leg="callee")
+    assert b.board.gate._kept(b.board.gate._claim("x", CallInfo(""))) == 2

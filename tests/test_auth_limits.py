@@ -141,3 +141,13 @@ def test_failures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whom_failures_are_held_against(address: str, name: str) -> None:
     assert neighbourhood(address) == name
     assert not is_loopback(address)
+
+
+def test_idle_time_is_no_credit() -> None:
+    buckets = Buckets()
+    buckets.take("k", 1.0, 2.0, 0.0)
+    n = 0
+    while buckets.wait("k", 1.0, 2.0, 3600.0) == 0.0 and n < 10:
+        buckets.take("k", 1.0, 2.0, 3600.0)
+        n += 1
+    assert n == 2

@@ -84,3 +84,33 @@ async def test_a_result_that_comes_too_late_is_not_set() -> None:
     lines.farewells.told(result)
     assert not lines.farewells.wanted(result)
     assert lines.farewells.wanted(event(Final(0, "hi", ())))
+
+
+@pytest.mark.parametrize(("listening", "waits"), [(True, "LISTENING"), (False, "PATIENCE")])
+async def test_whoever_listens_is_waited_for_longer(
+    monkeypatch: pytest.MonkeyPatch, listening: bool, waits: str
+) -> None:
+    for name in ("LISTENING", "PATIENCE"):
+        monkeypatch.setattr(farewell, name, 30.0 if name == waits else 0.01)
+    gone: list[int] = []
+    farewells = Farewells(lambda call: True)
+    farewells.part(CallInfo("c", listening=listening), lambda: gone.append(1))
+    await asyncio.sleep(0.05)
+    assert gone == []
+    farewells.close()
+    assert gone == [1]
+
+
+async def test_a_line_is_hung_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(farewell, "PATIENCE", 0.02)
+    gone: list[int] = []
+
+    def hang_up() -> None:
+        gone.append(1)
+
+    farewells = Farewells(lambda call: True)
+    for _ in range(2):
+        farewells.part(CallInfo("c"), hang_up)
+    farewells.close()
+    await asyncio.sleep(0.06)
+    assert gone == [1] and not farewells._waiting

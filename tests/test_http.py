@@ -384,6 +384,11 @@ async def test_without_a_configured_token_nobody_changes_anything(
     assert (service.announced, service.hung_up) == ([], [])
 
 
+async def test_a_tokens_line_end_is_none_of_it() -> None:
+    async with serving(FakeService(), token=f"{TOKEN}\n") as client:
+        assert (await client.ask("GET", "/calls", headers=BEARER))[0] == 200
+
+
 @pytest.mark.parametrize("token", ["", "  "])
 def test_an_empty_token_is_refused(token: str) -> None:
     with pytest.raises(ConfigError, match=r"^http.token: is empty"):

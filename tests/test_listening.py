@@ -268,3 +268,26 @@ def test_a_sink_that_fails_does_not_hold_the_dialplan_up() -> None:
     with pytest.raises(RuntimeError):
         b.says("yes", pause=1.0)
     assert len(b.parting) == 1
+
+
+async def test_announced_again_what_was_heard_stays() -> None:
+    b = Board()
+    b.listen()
+    words = Word("one", 0.0, 0.2, 1.0), Word("two", 15.1, 15.2, 0.5)
+    b.lease.heard(Heard(words, at=15.2))
+    b.announce(10.0, 4.0)
+    b.says("yes", at=16.0, pause=1.0)
+    assert [result.text for result in b.results()] == ["one two yes"]
+
+
+async def test_a_leg_that_joins_later_has_a_clock_of_its_own() -> None:
+    b = Board()
+    b.board.announce(Announcement(UUID, "c-1", "caller"), b.now)
+    b.open()
+    b.later(60.0)
+    b.board.announce(Announcement(OTHER, "c-1", "callee", listen=Listen(20.0, 4.0)), b.now)
+    line = b.open(OTHER)
+    line.audio(Frame(np.zeros(640, np.int16), 8000, 0))
+    b.lease.heard(Heard(at=3.9, settled=3.4))
+    b.later(4.1)
+    assert not b.lease.finished

@@ -321,3 +321,51 @@ async def test_words_after_a_pause_have_their_true_times_and_none_from_it_is_hea
         Paused(pytest.approx(1.2), "http"),
         Resumed(pytest.approx(5.2), "http"),
     ]
+
+
+def test_words_that_are_not_settled_are_waited_for() -> None:
+    pausing = Pausing()
+    pausing.begin(1.0, "http")
+    assert not pausing.due(1.5, 0.9, guessing=False)
+    assert pausing.due(1.5, 1.0, guessing=False)
+
+
+def test_a_pause_before_any_audio_is_told_at_once() -> None:
+    s = Subject()
+    s.call.pause(None, "http")
+    assert s.said(Paused) == [Paused(0.0, "http")]
+
+
+def test_a_sequence_is_pressed_anew_each_time() -> None:
+    keypad = Keypad("**")
+    assert [keypad.press("*", at / 10) for at in range(4)] == [False, True, False, True]
+    keypad = Keypad("123")
+    assert [keypad.press(digit, 2.0 * i) for i, digit in enumerate("123")] == [False, False, True]
+
+
+def test_a_sender_that_stops_in_a_pause_is_not_heard_too_soon() -> None:
+    """What was said just before the pause's end comes after it; and silence is no loss."""
+    s = Subject()
+    s.speak()
+    s.call.pause(None, "http")
+    leg = s.call.legs["caller"]
+    for i in range(201):
+        leg.on_time(1.0 + i * 0.05)
+    s.call.resume(None, "http")
+    (resumed,) = s.said(Resumed)
+    assert isinstance(resumed, Resumed) and resumed.at == pytest.approx(11.0, abs=0.2)
+    end = resumed.at
+    s.clock["caller"] = round((end - 0.1) * 8000)
+    s.speak(0.1)
+    s.speak(0.5)
+    assert min(t for t in s.heard() if t > 1) >= round(end + GUARD, 1) - 0.11
+    s = Subject()
+    s.speak()
+    s.call.pause(None, "http")
+    leg = s.call.legs["caller"]
+    for i in range(201):
+        leg.on_time(1.0 + i * 0.05)
+    s.clock["caller"] = 8000 * 11
+    s.speak(1.0)
+    counts = leg.counts()
+    assert (counts.silence_inserted, counts.paused) == (0.0, pytest.approx(11.0))

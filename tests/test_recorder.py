@@ -20,6 +20,7 @@ from bridge.call import Call
 from bridge.config import RecordingSettings
 from bridge.errors import ConfigError
 from bridge.leg import Leg
+from bridge.pausing import GUARD
 from bridge.recorder import files
 from bridge.recorder.recorder import DAY, SWEEP_EVERY, Recorder
 from bridge.recorder.tape import MAX_CONCEALED, Piece, Tape
@@ -236,16 +237,16 @@ def test_a_pause_is_silence(start):
     up = start()
     call = up.call()
     leg = up.leg(call)
-    audio = noise(480)
+    audio = noise(8000)
     for frame in frames(audio):
-        if frame.start == 160:
-            up.recorder.pause(leg)
-        if frame.start == 320:
-            up.recorder.resume(leg)
+        if frame.start == 1600:
+            call.pause(None, "http")
+        if frame.start == 3200:
+            call.resume(None, "http")
         leg.on_frame(frame)
     call.end()
     wanted = audio.copy()
-    wanted[160:320] = 0
+    wanted[1600 : 3200 + round(GUARD * 8000)] = 0
     assert np.array_equal(up.read()[0], wanted)
 
 
@@ -253,11 +254,23 @@ def test_what_a_paused_call_said_is_in_no_file(start):
     up = start()
     call = up.call()
     leg = up.leg(call)
-    up.recorder.pause(leg)
+    call.pause(None, "http")
     leg.on_frame(Frame(noise(16000), 8000, 0))
     call.end()
-    up.settle()
-    assert list(up.directory.iterdir()) == []
+    assert not up.read()[0].any()
+
+
+def test_what_a_process_left_when_it_died_is_deleted_with_its_call(start):
+    up = start()
+    for name, files_there in (("c-1.part", ["caller.wav"]), ("c-1~2.part", ["callee.ogg"])):
+        (up.directory / name).mkdir()
+        for file in files_there:
+            (up.directory / name / file).write_bytes(b"RIFF")
+    (up.directory / "c-10.part").mkdir()
+    assert up.recorder.find("c-1", "caller").result(5) is None
+    assert up.recorder.delete("c-1").result(5) is True
+    assert [path.name for path in up.directory.iterdir()] == ["c-10.part"]
+    assert up.recorder.delete("c-1").result(5) is False
 
 
 def test_a_leg_that_changes_its_rate_is_recorded_until_then(start):
@@ -512,14 +525,14 @@ def test_much_concealment_is_listed_as_a_whole():
 def test_pieces_are_what_the_leg_heard(items):
     """Whatever starts frames claim, pieces do not overlap and follow the leg's own clock."""
     pieces: list[Piece] = []
-    tape = Tape(pieces.append, lambda: True, Counter())
+    kept = True
+    tape = Tape(pieces.append, lambda: kept, Counter())
     clock = 0
     wanted: dict[int, int] = {}
-    for i, (start, length, paused) in enumerate(items):
-        tape.paused = paused
+    for i, (start, length, kept) in enumerate(items):  # noqa: B007 - the tape asks
         tape(Frame(np.full(length, i + 1, np.int16), 8000, start))
         clock = max(clock, start)
-        if not paused:
+        if kept:
             wanted |= {clock + j: i + 1 for j in range(length)}
         clock += length
     tape.stop()

@@ -233,3 +233,33 @@ def test_fillers_are_passed_over_but_not_many():
     assert digits("4 uh um dash 1") == ["41"]
     assert digits("4 uh um dash um 1") == ["4", "1"]
     assert digits("4 of 1") == ["4", "1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3528 0000 0000 0007 99", "3000 0000 0000 04 77", "2200 0000 0000 0004 99",
+        "4,111,111,111,111,111", "4111111111111111.12", "4111111111111111,12",
+        "4111111111111111's", "4111111111111111/123", "card:4111111111111111",
+        "4111/1111/1111/1111", "4111_1111_1111_1111", "4111111111111111\u200b",
+    ],
+)  # fmt: skip
+def test_a_card_in_any_form(text: str) -> None:
+    assert shown(text, frozenset(["card"])).startswith("[card]")
+
+
+def test_amounts_dates_and_a_long_telephone_number_are_what_they_are() -> None:
+    assert shown("12,500.50 on 2026-12-01", frozenset(["card", "number"])) == (
+        "12,500.50 on 2026-12-01"
+    )
+    assert shown("call +442079460958 now", frozenset(["card", "phone"])) == "call [phone] now"
+    assert shown("call +44 20 7946 0958 now") == "call [phone] now"
+
+
+def test_six_digits_are_a_number() -> None:
+    assert shown("pin 123456 please", frozenset(["number"])) == "pin [number] please"
+
+
+def test_what_a_number_is_may_have_been_said_long_before() -> None:
+    text = "my social security number that you asked me for is 5 1 123 45 6789 bye"
+    assert "[ssn]" in shown(text)

@@ -76,9 +76,12 @@ class Talk:
     def end(self) -> None:
         self.put(Ended("hangup", 1.0, {}), None)
 
+    def failed(self, call_id: str, error: Exception) -> None:
+        raise AssertionError(call_id) from error
+
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.out += self.stream.expire(self.now)
+        self.out += self.stream.expire(self.now, self.failed)
 
     def texts(self) -> list[str]:
         return [e.body.text for e in self.out if isinstance(e.body, Final | EndOfTurn)]

@@ -17,9 +17,20 @@ from fake_esl import FakeEsl
 from bridge.config import Address, from_dict
 from bridge.errors import ConfigError
 from bridge.listeners import open_all
+from bridge.redact.stream import RedactStream
 from bridge.redacting import Redaction
 from bridge.server import Server
-from bridge.types import CallEvent, CallInfo, Ended, Final, Heard, Word
+from bridge.types import (
+    CallEvent,
+    CallInfo,
+    Ended,
+    Final,
+    Heard,
+    Listened,
+    Pressed,
+    RuleFired,
+    Word,
+)
 from tests.fakes import FakeLease, FakeRecogniser
 from tests.serving import TOKEN, Peer, free_port, http
 from tests.waiting import until
@@ -194,7 +205,7 @@ async def test_what_fails_lets_nothing_out_but_the_end(monkeypatch, caplog):
     assert [event.seq for event in out] == [1]
     assert [event.seq for event in plain] == [0, 1]
     assert redaction.counters["errors"] == 1
-    assert "redaction failed at event 0 of call 'c': ValueError" in caplog.text
+    assert "redaction failed in call 'c': ValueError" in caplog.text
     assert "4111" not in caplog.text
 
 
@@ -213,3 +224,46 @@ def test_what_cannot_be_redacted_stops_the_start(settings, sentence, monkeypatch
         monkeypatch.setattr("bridge.redacting.find_spec", lambda name: name != "stdnum" or None)
     with pytest.raises(ConfigError, match=sentence):
         Server(from_dict(settings), FakeRecogniser())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        Pressed("4", 0.0),
+        Listened("heard", "4111"),
+        RuleFired("r", "setvar", "done", "", 0, 1, "4111", "4111", (Word("4111", 0, 1, 1.0),)),
+    ],
+)
+def test_a_fault_lets_nothing_out(monkeypatch, body) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("4111")
+
+    redaction, out = Redaction(from_dict({}).redaction, lambda: 0.0), []
+    redaction.add(["card"], out.append)
+    monkeypatch.setattr("bridge.redact.stream.RedactStream.put", fail)
+    redaction.publish(CallEvent(CallInfo("c"), 1, 0.0, "caller", body))
+    assert "4" not in repr([event.body for event in out])
+    assert len(out) == (0 if isinstance(body, Pressed) else 1)
+
+
+def test_a_fault_while_time_passes_costs_one_call(monkeypatch) -> None:
+    now = 0.0
+    redaction, out = Redaction(from_dict({}).redaction, lambda: now), []
+    redaction.add(["card"], out.append)
+    for call in ("bad", "good"):
+        word = Word("4111", 0.0, 1.0, 1.0)
+        final = Final(0, word.text, (word,))
+        redaction.publish(CallEvent(CallInfo(call), 0, 0.0, "caller", final))
+    assert out == [] and redaction.held == 2
+    going_out = RedactStream._out
+
+    def fail(self, call):
+        if call.queue[0][0].call.id == "bad":
+            raise RuntimeError("4111")
+        return going_out(self, call)
+
+    monkeypatch.setattr(RedactStream, "_out", fail)
+    now = 60.0
+    redaction.expire()
+    assert [event.call.id for event in out] == ["good"]
+    assert redaction.counters["errors"] == 1 and redaction.held == 0

@@ -352,3 +352,67 @@ def test_any_text_is_heard(text: str, other: str) -> None:
     for body in (partial(text), final(text), partial(other), final(other)):
         for firing in book.hear(event(body)):
             assert firing.words and all(word.text in text + other for word in firing.words)
+
+
+# -- what a turn remembers, and for how long ------------------------------------------------------
+
+
+def test_a_turn_of_long_words_begins_anew() -> None:
+    book = Rulebook([rule(regex="help", once=False)])
+    for _ in range(60):
+        book.hear(event(final("n" * 199 + " " + "o" * 199)))
+    assert book.hear(event(final("help")))
+
+
+def test_a_pattern_that_is_said_twice_in_one_final_fires_once() -> None:
+    assert fired(rule(regex="help", once=False), final("help help"), final("yes")) == ["help"]
+
+
+def test_a_pattern_fires_each_time_that_it_is_said() -> None:
+    assert fired(rule(regex="help", once=False), *[final("help")] * 5) == ["help"] * 5
+
+
+def test_a_word_beside_a_match_is_none_of_its_words() -> None:
+    assert fired(rule(regex=" please"), final("yes please now")) == ["please"]
+
+
+def test_a_rule_that_does_not_hold_here_is_not_spent() -> None:
+    book = Rulebook([rule("help", place=Place(callee="200"))])
+    assert not book.hear(event(final("help"), call=replace(CALL, callee="")))
+    assert book.hear(event(final("help", turn=1)))
+
+
+def test_another_rule_of_the_name_fires_in_the_same_turn() -> None:
+    book = Rulebook([])
+    book.hear(event(Started(), None))
+    for _ in range(2):
+        book.add("c-1", rule("help", name="own", once=False))
+        assert book.hear(event(final("help")))
+        assert book.remove("c-1", "own")
+
+
+# -- rules of calls to come -----------------------------------------------------------------------
+
+
+def test_a_call_that_goes_on_after_a_crash_has_its_rules() -> None:
+    book = Rulebook([])
+    book.add("c-1", rule("help", name="own"), up=False)
+    assert book.hear(event(final("help")))  # without a Started
+
+
+def test_a_call_whose_id_was_taken_has_its_rules() -> None:
+    book = Rulebook([])
+    book.add("c-1", rule("help", name="own"), up=False)
+    other = replace(CALL, id="8068a190", extra={"call": "c-1"})
+    book.hear(event(Started(), None, call=other))
+    assert book.hear(event(final("help"), call=other))
+
+
+def test_rules_of_a_call_that_will_not_come_are_nobodys() -> None:
+    book = Rulebook([])
+    for name in ("c-1", "c-2"):
+        book.add(name, rule("help", name="own"), up=False)
+    book.expect({"c-2"})
+    assert book.calls == 1
+    book.hear(event(Started(), None))
+    assert not book.hear(event(final("help")))

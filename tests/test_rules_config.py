@@ -185,3 +185,19 @@ def test_a_pattern_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     rule_from_dict({"name": "r", "words": ["x"], "actions": [SET]})
     with pytest.raises(ConfigError, match=r"needs google-re2: pip install 'callscribe\[rules\]'"):
         rule_from_dict({"name": "r", "regex": "x", "actions": [SET]})
+
+
+@pytest.mark.parametrize(
+    "name", ["__CALLSCRIBE_STATUS", "CALLSCRIBE_CONFIDENCE", "_CALLSCRIBE_CONSENT"]
+)
+def test_a_variable_with_a_meaning_is_not_a_rules(name: str) -> None:
+    assert "has a meaning already" in problem(
+        {**SET, "variable": name}, rules={"allow_variables": ["*"]}
+    )
+
+
+def test_to_end_a_recording_needs_a_switch_too() -> None:
+    rules = {"allow_actions": ["stop_record"]}
+    assert "stop_record needs an [ami] section" in problem(
+        {"do": "stop_record"}, ami=None, rules=rules
+    )

@@ -25,6 +25,7 @@ CHANNEL = "PJSIP/alice-00000001"
 UUID = "8068a190-1efb-4a9f-af3c-8e234e010031"
 ASKS, LATER = [7, 77, 177], [8, 9]
 ALL = ["setvar", "redirect", "hangup", "record", "stop_record", "userevent", "webhook"]
+SECRET = "whsec_" + "BQ" * 21 + "A="
 MOVE = {"do": "redirect", "context": "callscribe-operator"}
 SET = {"do": "setvar", "variable": "CALLSCRIBE_WANTS"}
 
@@ -61,8 +62,9 @@ class Sink:
 class Up:
     """A server with a call, and what stands around it."""
 
-    def __init__(self, server: Server, sink: Sink, peer: Peer, http_port: int) -> None:
-        self.server, self.sink, self.peer, self.http = server, sink, peer, http_port
+    def __init__(self, server: Server, sink: Sink, peer: Peer, ports: tuple[int, int]) -> None:
+        self.server, self.sink, self.peer = server, sink, peer
+        self.audiosocket, self.http = ports
 
     async def says(self, words: list[int]) -> None:
         """A final's words: a pause follows."""
@@ -142,7 +144,7 @@ async def begin(ami: FakeAmi) -> AsyncIterator[Begin]:
         info = CallInfo("", channel=channel, context="from-trunk")
         server.switchboard.announce(Announcement(peer.id, "c-1", info=info), server.clock())
         await peer.hello()
-        return Up(server, sink, peer, http)
+        return Up(server, sink, peer, (audiosocket, http))
 
     async with stack:
         yield start
@@ -354,12 +356,48 @@ async def test_a_rule_for_one_call(begin: Begin, ami: FakeAmi) -> None:
 
 
 async def test_a_rule_for_a_call_that_is_announced(begin: Begin) -> None:
+    """By the call's id, and by the UUID of a leg of it."""
     up = await begin()
-    later = Announcement(UUID, "c-2", info=CallInfo("", channel=CHANNEL))
-    up.server.switchboard.announce(later, up.server.clock())
+    async with Peer(up.audiosocket) as peer:
+        later = Announcement(peer.id, "c-2", info=CallInfo("", channel=CHANNEL))
+        up.server.switchboard.announce(later, up.server.clock())
+        assert (await up.post("/calls/c-2/rules", rule(SET)))[0] == 201
+        by_uuid = {**rule(MOVE), "name": "by-uuid"}
+        status, answer = await up.post(f"/calls/{peer.id}/rules", by_uuid)
+        assert (status, answer["rules"]) == (201, ["r", "by-uuid"])
+        await peer.hello()
+        await peer.speak(ASKS)
+        await peer.be_quiet()
+        await until(lambda: up.sink.outcomes() == [("setvar", "done"), ("redirect", "done")])
+
+
+async def test_rules_go_with_the_announcement(begin: Begin) -> None:
+    up = await begin()
+    up.server.switchboard.announce(Announcement(UUID, "c-2"), up.server.clock())
     assert (await up.post("/calls/c-2/rules", rule(MOVE)))[0] == 201
-    assert (await up.post(f"/calls/{UUID}/rules", rule(MOVE)))[0] == 201
-    assert up.server.rules._book.calls == 2
+    assert (await up.ask("DELETE", "/calls/c-2"))[0] == 204
+    await until(lambda: up.server.rules._book._early == {})
+
+
+async def test_a_webhook_is_not_told_of_a_dry_run(begin: Begin) -> None:
+    hook = {"url": "http://127.0.0.1:9/", "secret": SECRET, "name": "crm", "events": ["call.ended"]}
+    up = await begin(rule({"do": "webhook", "webhook": "crm"}, dry_run=True), webhook=[hook])
+    await up.says(ASKS)
+    await until(lambda: up.sink.outcomes() == [("webhook", "dry_run")])
+    (crm,) = [box for box in up.server.sinks.outboxes if box.name == "crm"]
+    assert crm.queued == 0
+
+
+async def test_a_callee_alone_is_the_calls_own_channel(begin: Begin, ami: FakeAmi) -> None:
+    up = await begin(rule(MOVE, leg="callee"))
+    async with Peer(up.audiosocket) as peer:
+        lone = Announcement(peer.id, "c-2", "callee", CallInfo("", channel=CHANNEL))
+        up.server.switchboard.announce(lone, up.server.clock())
+        await peer.hello()
+        await peer.speak(ASKS)
+        await peer.be_quiet()
+        await until(lambda: up.sink.outcomes() == [("redirect", "done")])
+    assert ami.named("Redirect")[0].get("channel") == CHANNEL
 
 
 async def test_the_rules_of_a_call_are_listed_as_they_were_given(begin: Begin) -> None:

@@ -32,7 +32,8 @@ class Access:
     def __init__(self, token: str | None, hosts: Collection[str]) -> None:
         if token is not None and not token.strip():
             raise ConfigError(["http.token: is empty; set a long random text, or leave it out"])
-        self._token = token.encode() if token is not None else None
+        # A file's last line end is none of it; what is sent comes without such, too.
+        self._token = token.strip().encode() if token is not None else None
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
 
     def check_host(self, request: web.Request) -> None:

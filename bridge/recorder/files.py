@@ -76,6 +76,16 @@ def of_call(directory: Path, call_id: str) -> list[Path]:
     return sorted(existing, key=lambda folder: -int(folder.name.partition("~")[2] or 1))
 
 
+def unfinished(directory: Path, call_id: str) -> list[Path]:
+    """Parts of a call: being written, or left by a process that died."""
+    name = folder_name(call_id)
+    return [
+        Path(entry.path)
+        for entry in _folders(directory)
+        if entry.name.endswith(PART) and entry.name.removesuffix(PART).partition("~")[0] == name
+    ]
+
+
 def sound(directory: Path, call_id: str, leg: str) -> Path | None:
     """The file of one leg of a call's newest recording."""
     if leg not in LEGS:

@@ -80,18 +80,6 @@ class Recorder:
         )
         recorded.tapes[leg.name] = tape, leg.offset
 
-    @staticmethod
-    def pause(leg: Leg) -> None:
-        """Keep nothing of this leg until `resume`; in the file it is silence."""
-        if isinstance(leg.tape, Tape):
-            leg.tape.paused = True
-
-    @staticmethod
-    def resume(leg: Leg) -> None:
-        """Keep what comes again."""
-        if isinstance(leg.tape, Tape):
-            leg.tape.paused = False
-
     def put(self, event: CallEvent) -> None:
         """An event of a call, redacted as the settings say; `Ended` finishes its recording."""
         recorded = self._calls.get(event.call.id)

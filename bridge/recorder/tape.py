@@ -30,12 +30,12 @@ class Piece:
 class Tape:
     """What `Leg.tape` is told of every frame. `allowed()` is asked each time: consent can be late.
 
-    `paused`: what comes is not kept. `stop` ends it for good. `counters`: rate_changed.
+    `stop` ends it for good. `counters`: rate_changed.
     """
 
     __slots__ = (
         "_allowed", "_at", "_clock", "_count", "_held", "_length", "_origin", "_rate", "_send",
-        "_skipped", "concealed", "paused", "stopped",
+        "_skipped", "concealed", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +44,6 @@ class Tape:
         allowed: Callable[[], bool],
         count: Counter[str],
     ) -> None:
-        self.paused = False
         self.stopped = False
         self.concealed: list[tuple[float, float]] = []
         """Stretches, in seconds of the file, that nobody sent."""
@@ -69,7 +68,7 @@ class Tape:
         self._clock = start + len(frame.samples)
         if not len(frame.samples):
             return
-        if self.paused or not self._allowed():
+        if not self._allowed():
             self._skipped = True
             self.flush()
             return

@@ -178,7 +178,7 @@ class Writer:
             for file in call.sounds.values():
                 with suppress(Exception):  # whatever it lacks, it is deleted
                     file.close()
-            folders.append(call.folder)
+        folders += files.unfinished(self._directory, call_id)
         kept = [folder for folder in folders if not files.remove(folder)]
         self.counters["not_deleted"] += len(kept)
         self.counters["deleted"] += len(folders) - len(kept)

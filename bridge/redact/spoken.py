@@ -48,6 +48,9 @@ _NO_NUMBER = re.compile(  # a date; an amount of money, or a decimal
     rf"[0-9]{{4}}[{_DASH}][0-9]{{2}}[{_DASH}][0-9]{{2}}"
     r"|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+[.,][0-9]{1,2}"
 )
+# So many digits in one word are no date and no amount, whatever stands between and beside them.
+_LONG = re.compile(r"[0-9](?:[^0-9a-z]*[0-9]){11,}")
+_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _EDGES = ".,;:!?\"'`\u2019\u201c\u201d\u00ab\u00bb#)"
 
 Kind: TypeAlias = Literal["digits", "number", "repeat", "oh", "plus", "and", "filler", "break"]
@@ -104,14 +107,20 @@ def tokens(words: Sequence[str]) -> list[Token]:
     return [token for i, word in enumerate(words) for token in _tokens(i, word)]
 
 
+def _digits(i: int, text: str, *, plus: bool) -> list[Token]:
+    pieces = re.findall("[0-9]+", text)
+    digits = Token(i, "digits", "".join(pieces), sizes=tuple(map(len, pieces)))
+    return [Token(i, "plus"), digits] if plus else [digits]
+
+
 def _tokens(i: int, word: str) -> list[Token]:
-    text = folded(word).strip(_EDGES)
+    text = folded(word).translate(_UNSEEN).strip(_EDGES)
+    if (long := _LONG.search(text)) is not None:
+        return _digits(i, long[0], plus="+" in text[: long.start()])
     if _WRITTEN.fullmatch(text):
         if _NO_NUMBER.fullmatch(text):
             return [Token(i, "break")]
-        pieces = re.findall("[0-9]+", text)
-        kind: list[Token] = [Token(i, "plus")] if "+" in text else []
-        return [*kind, Token(i, "digits", "".join(pieces), sizes=tuple(map(len, pieces)))]
+        return _digits(i, text, plus="+" in text)
     parts = [part for part in re.split(f"[{_DASH}]", text) if part]
     found = [_spoken(i, part) for part in parts]
     if not found or (len(found) > 1 and any(token.kind == "break" for token in found)):

@@ -15,7 +15,7 @@ Masked words become one, as long as they were together: how many digits there we
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -130,17 +130,21 @@ class RedactStream:
             self._all_decided(call)
         return self._out(call)
 
-    def expire(self, now: float) -> list[CallEvent]:
-        """Let time pass; what may go out now."""
+    def expire(self, now: float, failed: Callable[[str, Exception], None]) -> list[CallEvent]:
+        """Let time pass; what may go out now. A call at which that fails is forgotten."""
         out: list[CallEvent] = []
-        for call in self._calls.values():
+        for call_id, call in list(self._calls.items()):
             if not call.queue:
                 continue
             for leg in call.legs.values():
                 if now >= leg.due and leg.decided < leg.end:
                     self.counters["late"] += 1
                     leg.open = leg.weak = leg.end
-            out += self._out(call)
+            try:
+                out += self._out(call)
+            except Exception as e:
+                self.forget(call_id)
+                failed(call_id, e)
         return out
 
     def forget(self, call_id: str) -> None:
