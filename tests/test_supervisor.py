@@ -147,7 +147,8 @@ async def test_a_killed_worker_costs_its_own_calls_only(tmp_path: Path) -> None:
 
 
 async def test_sighup_hands_over_without_a_word_lost(tmp_path: Path) -> None:
-    async with serving(tmp_path) as bridge:
+    # The second peer is connected and silent while the fresh worker starts, which takes seconds.
+    async with serving(tmp_path, audiosocket={"uuid_deadline": 30.0}) as bridge:
         hammer = Hammer(bridge.audiosocket)
         old = bridge.worker()
         async with Peer(bridge.audiosocket) as first, Peer(bridge.audiosocket) as second:
