@@ -90,6 +90,7 @@ class Outbox:
         if shelf is not None:
             self._disk = Disk(
                 shelf, self._pending, self.counters, limit=limit, loads=concurrency, clock=clock,
+                runs=self._runs is not None,
                 longest=lambda attempts: backoff(schedule, attempts, 1.0),
                 enter=lambda backlog: self._enter(backlog, max(backlog.due, self._clock())),
                 answered=self._wake.set,
