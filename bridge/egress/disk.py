@@ -20,6 +20,7 @@ from bridge.types import CallEvent, Ended, Refused
 
 PAGE = 64  # rows of one call in memory
 AHEAD = 16  # rows left of a page when the next one is asked for
+FEW = 16  # rows of a call that is loaded while there is no room in memory
 LATER = 1.0  # s until a page is asked for again
 
 log = logging.getLogger("callscribe.outbox")
@@ -28,9 +29,9 @@ log = logging.getLogger("callscribe.outbox")
 class Disk:
     """`enter(backlog)` is told when a call's head may be given to the sink, or be loaded.
 
-    `limit`: rows in memory, beyond which a call has so many of its own as go at once (`runs`: may
-    that be several?); `loads`: calls that are loaded at once; `answered()` is told that one has
-    been. `longest(attempts)`: seconds that the schedule has a row wait at most.
+    `limit`: rows in memory, beyond which calls are loaded by `FEW`; `loads`: calls that are loaded
+    at once; `answered()` is told that one has been. `longest(attempts)`: seconds that the schedule
+    has a row wait at most.
     """
 
     def __init__(
@@ -41,7 +42,6 @@ class Disk:
         *,
         limit: int,
         loads: int,
-        runs: bool,
         clock: Callable[[], float],
         longest: Callable[[int], float],
         enter: Callable[[Backlog], None],
@@ -51,7 +51,7 @@ class Disk:
         self.loading = 0  # calls
         self._buried = False
         self._shelf, self._pending, self._counters = shelf, pending, counters
-        self._limit, self._loads, self._runs = limit, loads, runs
+        self._limit, self._loads = limit, loads
         self._clock, self._longest, self._enter = clock, longest, enter
         self._answered = answered
         shelf.listener = self
@@ -108,9 +108,7 @@ class Disk:
             self._enter(backlog)
 
     def _ask(self, backlog: Backlog) -> bool:
-        # Without room no more than goes at once: a call waits its turn with the rest in memory.
-        at_once = 2 * max(1, len(backlog.run)) if self._runs else 1
-        page = min(PAGE, max(at_once, self._limit - len(self._pending)))
+        page = min(PAGE, max(FEW, self._limit - len(self._pending)))
         if self.loading >= self._loads:
             return False
         if not self._shelf.load(backlog.call, backlog.after, page):

@@ -90,9 +90,8 @@ class Outbox:
         if shelf is not None:
             self._disk = Disk(
                 shelf, self._pending, self.counters, limit=limit, loads=concurrency, clock=clock,
-                runs=self._runs is not None,
                 longest=lambda attempts: backoff(schedule, attempts, 1.0),
-                enter=lambda backlog: self._enter(backlog, max(backlog.due, self._clock())),
+                enter=lambda backlog: self._enter(backlog, self._turn(backlog)),
                 answered=self._wake.set,
             )  # fmt: skip
         self._gone = self._closed = False
@@ -264,6 +263,15 @@ class Outbox:
         if ready:
             self._arm(backlog, due)
 
+    def _turn(self, backlog: Backlog) -> float:
+        """Behind those who wait; but where memory is full whoever has rows there comes first.
+
+        So what is over the limit is of a few calls, however many wait on the disk.
+        """
+        now = self._clock()
+        full = self._disk is not None and len(self._pending) >= self._limit
+        return 0.0 if full and backlog.rows and backlog.due <= now else max(backlog.due, now)
+
     def _arm(self, backlog: Backlog, due: float) -> None:
         self._agenda.add(backlog, due)
         self._wake.set()
@@ -313,9 +321,8 @@ class Outbox:
                     self._delivered(part.backlog, row)
         else:
             self._failed(parts, failure)
-        now = self._clock()
         for part in parts:
-            self._enter(part.backlog, max(part.backlog.due, now))  # behind those who wait
+            self._enter(part.backlog, self._turn(part.backlog))
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._flying.discard(task)
