@@ -146,6 +146,11 @@ class Rulebook:
                 counts.pop(name, None)
         return True
 
+    @property
+    def early(self) -> bool:
+        """Are there rules of calls that have not begun?"""
+        return bool(self._early)
+
     def expect(self, calls: Collection[str]) -> None:
         """These are to come: rules for any others that have not begun are for nobody."""
         for call_id in [id for id in self._early if id not in calls]:

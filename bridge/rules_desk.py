@@ -93,7 +93,8 @@ class Rules:
 
     def expire(self) -> None:
         """Let time pass: rules of calls that will not come go."""
-        self._book.expect(self._switchboard.announced.calls())
+        if self._book.early:
+            self._book.expect(self._switchboard.announced.calls())
 
     def of(self, call_id: str) -> dict[str, object]:
         """A call's own rules, and which of all are spent. Raises LookupError."""

@@ -412,6 +412,7 @@ def test_rules_of_a_call_that_will_not_come_are_nobodys() -> None:
     book = Rulebook([])
     for name in ("c-1", "c-2"):
         book.add(name, rule("help", name="own"), up=False)
+    assert book.early
     book.expect({"c-2"})
     assert book.calls == 1
     book.hear(event(Started(), None))
