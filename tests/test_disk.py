@@ -501,7 +501,8 @@ async def test_while_pages_are_loaded_the_queue_rests(
     await line.end()
 
 
-async def test_a_dead_letter_of_a_call_that_is_up_is_delivered_after_all(path: Path) -> None:
+async def retried(path: Path) -> Kept:
+    """A call that is up, whose event 1 was refused, and is to be tried again."""
     refused = {1}
     line = await started(
         Sink(lambda e: DeliveryError("400", permanent=True) if e.seq in refused else None), path
@@ -511,6 +512,11 @@ async def test_a_dead_letter_of_a_call_that_is_up_is_delivered_after_all(path: P
     with store_letters.opened(path) as letters:
         assert letters.retry() == 1
     refused.clear()
+    return line
+
+
+async def test_a_dead_letter_of_a_call_that_is_up_is_delivered_after_all(path: Path) -> None:
+    line = await retried(path)
     line.put(final())  # before anybody has taken it over
     await line.commit()
     line.sink.again = True
@@ -529,14 +535,7 @@ async def test_a_dead_letter_of_a_call_that_is_up_is_delivered_after_all(path: P
 async def test_a_letter_that_is_tried_again_when_its_call_ends_waits_for_the_next_process(
     path: Path,
 ) -> None:
-    refused = {1}
-    line = await started(
-        Sink(lambda e: DeliveryError("400", permanent=True) if e.seq in refused else None), path
-    )
-    line.put(Started(), final())
-    await line.commit()
-    with store_letters.opened(path) as letters:
-        letters.retry()
+    line = await retried(path)
     line.put(END)  # and this process never looks again
     await line.commit()
     line.sink.again = True

@@ -343,29 +343,30 @@ def test_a_sequence_is_pressed_anew_each_time() -> None:
     assert [keypad.press(digit, 2.0 * i) for i, digit in enumerate("123")] == [False, False, True]
 
 
-def test_a_sender_that_stops_in_a_pause_is_not_heard_too_soon() -> None:
-    """What was said just before the pause's end comes after it; and silence is no loss."""
+def paused_and_stopped() -> Subject:
+    """A second of talk, a pause, and ten seconds in which nothing comes."""
     s = Subject()
     s.speak()
     s.call.pause(None, "http")
-    leg = s.call.legs["caller"]
     for i in range(201):
-        leg.on_time(1.0 + i * 0.05)
+        s.call.legs["caller"].on_time(1.0 + i * 0.05)
+    return s
+
+
+def test_a_sender_that_stops_in_a_pause_is_not_heard_too_soon() -> None:
+    """What was said just before the pause's end comes after it."""
+    s = paused_and_stopped()
     s.call.resume(None, "http")
     (resumed,) = s.said(Resumed)
     assert isinstance(resumed, Resumed) and resumed.at == pytest.approx(11.0, abs=0.2)
-    end = resumed.at
-    s.clock["caller"] = round((end - 0.1) * 8000)
-    s.speak(0.1)
-    s.speak(0.5)
-    assert min(t for t in s.heard() if t > 1) >= round(end + GUARD, 1) - 0.11
-    s = Subject()
-    s.speak()
-    s.call.pause(None, "http")
-    leg = s.call.legs["caller"]
-    for i in range(201):
-        leg.on_time(1.0 + i * 0.05)
+    s.clock["caller"] = round((resumed.at - 0.1) * 8000)
+    s.speak(0.6)
+    assert min(t for t in s.heard() if t > 1) >= round(resumed.at + GUARD, 1) - 0.11
+
+
+def test_silence_of_a_sender_that_stops_in_a_pause_is_no_loss() -> None:
+    s = paused_and_stopped()
     s.clock["caller"] = 8000 * 11
     s.speak(1.0)
-    counts = leg.counts()
+    counts = s.call.legs["caller"].counts()
     assert (counts.silence_inserted, counts.paused) == (0.0, pytest.approx(11.0))

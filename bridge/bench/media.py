@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import NamedTemporaryFile
 
@@ -145,22 +145,9 @@ def measure(
         result = ask(subject, "read")
         generator.run(0.3)
         generator.close()
-        times = np.asarray(ready) - sent
         window = slice(first + 1, first + int(seconds * 12.5) - 1)
-        valid = ready[:, window] > 0
-        latency = times[:, window][valid]
-        return Rung(
-            legs,
-            result["cpu"],
-            result["cpu"] / (legs * 50),
-            result["late50"],
-            result["late99"],
-            float(np.percentile(latency, 50)) if latency.size else float("inf"),
-            float(np.percentile(latency, 99)) if latency.size else float("inf"),
-            (result["rss"] - before) / legs / 1000,
-            float(np.percentile(lateness, 99)),
-            1 - float(valid.mean()),
-        )
+        blocks_ready = np.asarray(ready)[:, window]
+        return _rung(result, before, blocks_ready, blocks_ready - sent[:, window], lateness)
     finally:
         subject.kill()
         subject.wait()
@@ -170,6 +157,30 @@ def measure(
         os.sched_setaffinity(0, cores)
         sock.close()
         shared.close()
+
+
+def _rung(
+    result: Mapping[str, float],
+    before: float,
+    ready: npt.NDArray[np.float64],
+    waits: npt.NDArray[np.float64],
+    lateness: Sequence[float],
+) -> Rung:
+    """`ready`: legs × blocks, 0 for those that were not in time; `before`: bytes without legs."""
+    legs, valid = len(ready), ready > 0
+    latency = waits[valid]
+    return Rung(
+        legs,
+        result["cpu"],
+        result["cpu"] / (legs * 50),
+        result["late50"],
+        result["late99"],
+        float(np.percentile(latency, 50)) if latency.size else float("inf"),
+        float(np.percentile(latency, 99)) if latency.size else float("inf"),
+        (result["rss"] - before) / legs / 1000,
+        float(np.percentile(lateness, 99)),
+        1 - float(valid.mean()),
+    )
 
 
 class Generator:
