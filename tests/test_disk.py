@@ -178,7 +178,7 @@ async def test_an_hour_of_outage_costs_disk_not_memory(path: Path) -> None:
             line.put(final(), Pressed("1", 0), call=call)
         await line.commit()
     assert line.outbox.queued == 600
-    assert len(line.outbox._pending) <= 50 + 32 * PAGE
+    assert len(line.outbox._queue._pending) <= 50 + 32 * PAGE
     line.sink.answer = lambda event: None
     await line.wait(PROBE + 5, step=0.5)
     assert len(line.sink.taken) == 600 and line.outbox.queued == 0
@@ -191,13 +191,13 @@ async def test_a_call_with_much_to_say_has_a_page_in_memory(path: Path) -> None:
     line = await started(Held(), path)
     line.put(*[final()] * (3 * PAGE))
     await line.commit()
-    assert len(line.outbox._pending) == PAGE and line.outbox.queued == 3 * PAGE
+    assert len(line.outbox._queue._pending) == PAGE and line.outbox.queued == 3 * PAGE
     line.put(partial())
     assert line.counters == {"dropped_partial": 1}  # it would have waited for all of that
     for _ in range(3 * PAGE):
         await line.sink.say("a")
         await line.commit()
-        assert len(line.outbox._pending) <= PAGE + 16
+        assert len(line.outbox._queue._pending) <= PAGE + 16
     line.put(END)
     await line.commit()
     await line.sink.say("a")
@@ -446,14 +446,14 @@ async def test_many_calls_that_wait_on_the_disk_cost_no_more_memory_than_the_lim
             line.put(final(), call=str(n))
     await line.commit()
     line.sink.answer = lambda event: None
-    most, loaded = 0, line.outbox._disk.loaded
+    most, loaded = 0, line.outbox._queue._disk.loaded
 
     def watched(told: Loaded) -> None:
         nonlocal most
         loaded(told)
-        most = max(most, len(line.outbox._pending))
+        most = max(most, len(line.outbox._queue._pending))
 
-    line.outbox._disk.loaded = watched
+    line.outbox._queue._disk.loaded = watched
     await line.wait(PROBE + 5, step=0.5)
     assert len(line.sink.taken) == 3000 and line.outbox.queued == 0
     assert most <= 100 + 32 * 64  # those that were asked for while there was room
@@ -467,7 +467,7 @@ async def test_a_page_that_cannot_be_asked_for_is_asked_for_later(path: Path) ->
     line.sink.answer = lambda event: None
     line.writer.full, line.writer.refuses = True, (Load,)
     await line.wait(PROBE + 5)
-    assert line.sink.seqs == [0, 1] and line.outbox._disk.loading == 0
+    assert line.sink.seqs == [0, 1] and line.outbox._queue._disk.loading == 0
     line.writer.full = False
     await line.wait(3)
     assert line.sink.seqs == [0, 1, 2, 3, 4]
@@ -495,7 +495,7 @@ async def test_while_pages_are_loaded_the_queue_rests(
     await line.time.advance(PROBE + 5)  # what is in memory goes
     turns = 0
     await line.time.advance(10.0)  # nobody commits: pages do not come
-    assert line.outbox._disk.loading == 4 and turns < 20
+    assert line.outbox._queue._disk.loading == 4 and turns < 20
     await line.wait(20)
     assert len(line.sink.taken) == 80
     await line.end()

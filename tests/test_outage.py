@@ -76,7 +76,7 @@ async def outage(path: Path, seconds: float) -> None:
         while calls.made < RATE * (time.monotonic() - began):
             event = calls.next()
             shelves.publish(event, lambda event: [box.put(event) for box in boxes])
-        most = max(most, len(boxes[0]._pending))
+        most = max(most, len(boxes[0]._queue._pending))
         await asyncio.sleep(0.01)
     down.up = True
     waiting, up = boxes[0].queued, time.monotonic()

@@ -757,14 +757,15 @@ async def test_a_sink_that_is_cancelled_has_failed() -> None:
 
 async def test_a_fault_of_ours_costs_a_second() -> None:
     async with Line(Sink()) as line:
-        following = line.outbox._next
+        queue = line.outbox._queue
+        following = queue.take
 
-        def once(now: float) -> None:
-            line.outbox._next = following
-            line.outbox._agenda.take(now)
+        def once(now: float, runs: object) -> None:
+            queue.take = following
+            queue._agenda.take(now)
             raise RuntimeError("a fault")
 
-        line.outbox._next = once
+        queue.take = once
         line.put(Started())
         await settle()
         assert line.sink.taken == [] and line.counters["errors"] == 1

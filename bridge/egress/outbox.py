@@ -1,10 +1,10 @@
 """Queue 2: what stands between the calls and one sink, so that neither waits for the other.
 
-Theory of operation. Every call with rows has one entry in a heap, by the time its head is due; a
-dispatcher takes due calls from it and gives each call's head (or a run that begins with it) to the
-sink, in about `concurrency` tasks at a time. So events of a call stay in order, and a call that
-waits for a retry holds up nobody else. A head that fails is due again later; whatever happens to an
-event, the next one that the sink takes says how many it was not given (`gap_before`).
+Theory of operation. A dispatcher takes from the queue (`queue.py`), which knows whose turn it is,
+and gives each due call's head (or a run that begins with it) to the sink, in about `concurrency`
+tasks at a time. So events of a call stay in order, and a call that waits for a retry holds up
+nobody else. A head that fails is due again later; whatever happens to an event, the next one that
+the sink takes says how many it was not given (`gap_before`).
 
 With a shelf (`shelf.py`, `disk.py`) every event is on the disk before the sink is asked the first
 time, and leaves it when the sink has taken it; what does not fit into memory is on the disk only.
@@ -24,17 +24,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
-from bridge.egress.disk import Disk
-from bridge.egress.pending import Agenda, Backlog, Pending, Row
+from bridge.egress.pending import Backlog, Row
+from bridge.egress.queue import PARTIAL_TTL, Queue
 from bridge.egress.retry import SCHEDULE, Breaker, backoff, too_late
-from bridge.egress.runs import Part, RunSink, Shared, part_of
+from bridge.egress.runs import Part, RunSink, Shared
 from bridge.egress.shelf import Shelf
 from bridge.egress.telling import State, Teller
 from bridge.errors import DeliveryError
 from bridge.interfaces import Egress
-from bridge.types import CallEvent, Ended, Partial, Refused
+from bridge.types import CallEvent, Partial
 
-PARTIAL_TTL = 10.0  # seconds; what somebody was saying then helps nobody now
 DELIVERY_LIMIT = 90.0  # seconds; for sinks that forgot a deadline of their own
 CLOSE_LIMIT = 5.0  # seconds for a sink to let go
 AT_ONCE = 128  # events that are begun before other work has its turn
@@ -74,43 +73,36 @@ class Outbox:
     ) -> None:
         self.name = sink.name
         self.counters: Counter[str] = Counter()
-        self._sink, self._limit, self._concurrency = sink, limit, concurrency
+        self._sink, self._concurrency = sink, concurrency
         self._clock, self._jitter, self._schedule, self._wait = clock, jitter, schedule, wait
         self._on_delivered = delivered
-        self._pending = Pending()
-        self._agenda = Agenda()
+        self._wake = asyncio.Event()
+        self._queue = Queue(
+            self.counters, limit=limit, loads=concurrency, clock=clock, shelf=shelf,
+            wake=self._wake.set, longest=lambda attempts: backoff(schedule, attempts, 1.0),
+        )  # fmt: skip
         self._breaker = Breaker()
         self._flying: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._deadline: float | None = None  # set while flushing
         self._teller = Teller(sink.name)
         self._runs = sink if isinstance(sink, RunSink) and getattr(sink, "batch", False) else None
-        self._disk: Disk | None = None
-        if shelf is not None:
-            self._disk = Disk(
-                shelf, self._pending, self.counters, limit=limit, loads=concurrency, clock=clock,
-                longest=lambda attempts: backoff(schedule, attempts, 1.0),
-                enter=lambda backlog: self._enter(backlog, self._turn(backlog)),
-                answered=self._wake.set,
-            )  # fmt: skip
         self._gone = self._closed = False
 
     @property
     def queued(self) -> int:
         """Events waiting or with the sink."""
-        return len(self._pending) + (self._disk.rows if self._disk is not None else 0)
+        return len(self._queue)
 
     @property
     def oldest(self) -> float:
         """Age of the oldest queued event in seconds; 0 when there is none."""
-        since = self._pending.oldest
-        return 0.0 if since is None else max(0.0, self._clock() - since)
+        return self._queue.oldest
 
     @property
     def calls(self) -> int:
         """Calls that are remembered: those with events queued, and those not over."""
-        return self._pending.calls
+        return self._queue.calls
 
     @property
     def state(self) -> State:
@@ -130,15 +122,7 @@ class Outbox:
         if self._closed or self._gone:
             self.counters["dropped_shutdown" if self._closed else "disabled"] += 1
             return
-        wanted = self._wants(event)
-        backlog = (self._pending.backlog if wanted else self._pending.find)(event.call.id)
-        if backlog is None:
-            return
-        if wanted and event.seq not in backlog.rows:
-            self._add(backlog, event)
-        if isinstance(event.body, Ended | Refused):  # only now: it is a row of a call that is up
-            backlog.over = True
-        self._tidy(backlog)
+        self._queue.put(event, wanted=self._wants(event))
 
     def _wants(self, event: CallEvent) -> bool:
         wants: Callable[[CallEvent], bool] | None = getattr(self._sink, "wants", None)
@@ -151,45 +135,6 @@ class Outbox:
     def _odd(self, event: CallEvent, error: Exception) -> None:
         self.counters["errors"] += 1
         self._teller.odd(event, error)
-
-    def _add(self, backlog: Backlog, event: CallEvent) -> None:
-        now = self._clock()
-        self._expire(now)
-        row = Row(event, now)
-        old = self._pending.replaced_by(backlog, event)
-        if self._disk is None or self._disk.keep(backlog, row):
-            self._pending.add(backlog, row)
-        if old is not None and old.flying:
-            old.stale = True
-        elif old is not None:
-            self._drop(backlog, old, "superseded")
-        if (self._disk is None or row.loose) and len(self._pending) > self._limit:
-            self._shed(backlog, row)
-        self._enter(backlog, now)
-
-    def _shed(self, newcomer: Backlog, row: Row) -> None:
-        """One row has to go: the order is `pending`'s, in which the newcomer takes part."""
-        disk = self._disk is not None
-        backlog, victim = self._pending.victim(row.rank, disk=disk) or (newcomer, row)
-        partial = isinstance(victim.event.body, Partial)
-        was_head = backlog.head is victim
-        self._drop(backlog, victim, "dropped_partial" if partial else "dropped_full")
-        now = self._clock()
-        if was_head and backlog.ticket and backlog.due > now and not backlog.wish:
-            self._arm(backlog, now)  # its back-off went with it
-
-    def _expire(self, now: float) -> None:
-        for backlog, row in self._pending.partials_due(now, PARTIAL_TTL):
-            self._drop(backlog, row, "expired")
-
-    def _drop(self, backlog: Backlog, row: Row, counter: str) -> None:
-        self._pending.remove(backlog, row)
-        self.counters[counter] += 1
-        self._tidy(backlog)
-
-    def _tidy(self, backlog: Backlog) -> None:
-        if self._pending.tidy(backlog) and self._disk is not None:
-            self._disk.over(backlog)
 
     # -- events go out -----------------------------------------------------------------------
 
@@ -206,16 +151,15 @@ class Outbox:
             except Exception as error:  # a fault of ours: calls wait a second for it, not for ever
                 self.counters["errors"] += 1
                 self._teller.fault(error)
-                for backlog in self._pending.backlogs():
-                    self._enter(backlog, self._clock() + FAULT_WAIT)
+                self._queue.enter_all(self._clock() + FAULT_WAIT)
             await self._wait(self._wake, self._pause())
 
     def _launch(self, now: float) -> None:
         """Give the sink every head that is due, as far as concurrency and breaker let."""
-        self._expire(now)
+        self._queue.expire(now)
         shared, events = Shared(self._runs), 0
         while len(self._flying) < self._concurrency and now >= self._breaker.ask_at:
-            part = self._next(now) if events < AT_ONCE else None
+            part = self._queue.take(now, self._runs) if events < AT_ONCE else None
             if part is None:
                 break
             events += len(part.rows)
@@ -231,20 +175,6 @@ class Outbox:
         if shared.parts:  # may be one more than `concurrency`, of which it is the last
             self._send(shared.parts)
 
-    def _next(self, now: float) -> Part | None:
-        """What the call has that has been due longest; what is not ready is begun to be loaded."""
-        while self._disk is None or not self._disk.busy:
-            backlog = self._agenda.take(now)
-            if backlog is None:
-                return None
-            if self._disk is not None and self._disk.wanting(backlog):
-                self._disk.load(backlog)
-                continue
-            row = backlog.head
-            if row is not None and row.stored:  # else `enter` is told when it may
-                return part_of(backlog, self._runs)
-        return None
-
     def _send(self, parts: Sequence[Part]) -> None:
         """Begin a delivery."""
         self._breaker.asked(self._clock())
@@ -255,32 +185,11 @@ class Outbox:
         self._flying.add(task)
         task.add_done_callback(self._landed)
 
-    def _enter(self, backlog: Backlog, due: float) -> None:
-        """The call waits its turn from `due` on, unless it does already, or nothing is ready."""
-        if backlog.ticket or backlog.flying:
-            return
-        ready = backlog.rows if self._disk is None else self._disk.ready(backlog)
-        if ready:
-            self._arm(backlog, due)
-
-    def _turn(self, backlog: Backlog) -> float:
-        """Behind those who wait; but where memory is full whoever has rows there comes first.
-
-        So what is over the limit is of a few calls, however many wait on the disk.
-        """
-        now = self._clock()
-        full = self._disk is not None and len(self._pending) >= self._limit
-        return 0.0 if full and backlog.rows and backlog.due <= now else max(backlog.due, now)
-
-    def _arm(self, backlog: Backlog, due: float) -> None:
-        self._agenda.add(backlog, due)
-        self._wake.set()
-
     def _pause(self) -> float | None:
         """Seconds until there is something to do of which nobody will tell."""
         times = [] if self._deadline is None else [self._deadline]
-        due = self._agenda.due
-        if self._disk is not None and self._disk.busy:  # an answer is told, but that it failed not
+        due = self._queue.due
+        if self._queue.loading:  # an answer is told, but that it failed not
             times.append(self._clock() + BUSY_WAIT)
         elif due is not None and len(self._flying) < self._concurrency:
             times.append(max(due, self._breaker.ask_at))
@@ -322,22 +231,18 @@ class Outbox:
         else:
             self._failed(parts, failure)
         for part in parts:
-            self._enter(part.backlog, self._turn(part.backlog))
+            self._queue.enter(part.backlog)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._flying.discard(task)
         self._wake.set()
 
     def _delivered(self, backlog: Backlog, row: Row) -> None:
-        backlog.last = max(backlog.last, row.event.seq)
-        backlog.alone = max(0, backlog.alone - 1)
         self._on_delivered(self._clock() - row.since)
-        if self._disk is not None:
-            self._disk.taken(backlog, row)
-        self._drop(backlog, row, "delivered")
+        self._queue.taken(backlog, row)
         if self._breaker.taken() and not self._gone:
             self._teller.recovery(self.queued)
-            self._hurry()
+            self._queue.hurry()
 
     def _failed(self, parts: Sequence[Part], error: DeliveryError) -> None:
         now, before = self._clock(), self.state
@@ -347,7 +252,7 @@ class Outbox:
         self._gone = self._gone or error.gone
         self._teller.change(before, self.state, error, now)
         if self._gone:
-            return self._disable(error)
+            return self._queue.bury(str(error))
         for part in parts:
             together = len(parts) > 1 or len(part.rows) > 1
             self._put_off(part.backlog, part.rows, error, now, together)
@@ -363,20 +268,15 @@ class Outbox:
         """One call's rows were not taken."""
         row = rows[0]
         if row.stale:
-            self._drop(backlog, row, "superseded")
+            self._queue.drop(backlog, row, "superseded")
         elif error.permanent and together:  # one of them may be to blame; which will be seen
             backlog.alone, row.attempts = len(rows), 0
         elif error.permanent or too_late(row.attempts, now - row.since):
             self._teller.given_up(row.event, error)
-            if self._disk is not None:
-                self._disk.dead(backlog, row, str(error))
-            backlog.alone = max(0, backlog.alone - 1)
-            self._drop(backlog, row, "failed_permanent")
+            self._queue.give_up(backlog, row, str(error))
         else:
-            backlog.wish = error.retry_after is not None
-            backlog.due = self._again(row, now, error.retry_after)
-            if self._disk is not None:
-                self._disk.again(backlog, row, backlog.due - now)
+            due = self._again(row, now, error.retry_after)
+            self._queue.put_off(backlog, row, due, wish=error.retry_after is not None)
 
     def _again(self, row: Row, now: float, wish: float | None) -> float:
         """When to try a second time: the sink's wish wins over the schedule."""
@@ -387,22 +287,6 @@ class Outbox:
             due = min(due, row.since + PARTIAL_TTL)
         return due
 
-    def _disable(self, error: DeliveryError) -> None:
-        """Drop what waits. What is flying is dropped, or delivered, when it lands."""
-        if self._disk is not None:
-            self.counters["disabled"] += self._disk.bury(str(error))
-        for backlog, row in self._pending.waiting():
-            self._drop(backlog, row, "disabled")
-        for backlog in self._pending.backlogs():
-            backlog.over = True
-            self._tidy(backlog)
-        self._agenda = Agenda()
-
-    def _hurry(self) -> None:
-        """All calls are due now, but for those whose wait the sink itself asked for."""
-        self._agenda.hurry(self._clock())
-        self._wake.set()
-
     # -- the end -----------------------------------------------------------------------------
 
     def _finished(self) -> bool:
@@ -410,9 +294,9 @@ class Outbox:
         if self._deadline is None:
             return False
         now = self._clock()
-        if now >= self._deadline or (not self._flying and not self._pending):
+        if now >= self._deadline or (not self._flying and not self._queue.in_memory):
             return True
-        due = self._agenda.due
+        due = self._queue.due
         if self._flying or due is None:
             return False
         return max(due, self._breaker.ask_at) > self._deadline
@@ -425,14 +309,14 @@ class Outbox:
         if self._task is not None and self._deadline is None:
             self._deadline = self._clock() + timeout
             self._breaker.ask_at = 0.0
-            self._hurry()
+            self._queue.hurry()
             await self._task
         self._closed = True
         for task in self._flying:
             task.cancel()
         if self._flying:
             await asyncio.wait(self._flying, timeout=CLOSE_LIMIT)
-        left = self._pending.clear(kept=self._disk is not None)
+        left = self._queue.clear()
         self.counters["dropped_shutdown"] += left
         if self._task is not None:
             await self._let_go()
