@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -31,6 +31,9 @@ ENGINE_KINDS = {
 }
 
 
+Speedup: TypeAlias = Literal["attention", "codes", "graph", "products"]
+
+
 class EngineSettings(Section):
     """[engine]"""
 
@@ -40,6 +43,7 @@ class EngineSettings(Section):
     replay_seconds: float = Field(default=12.0, ge=0, le=60)  # heard again after a fault, per leg
     step_budget: float | None = Field(default=None, ge=0, le=1)  # s; beyond it, no new legs; 0: off
     flush: bool = True  # at a pause, bring the last words at once
+    coalesce: float = Field(default=0.0, ge=0, le=0.08)  # s from one step's begin to the next's
     model: Annotated[str, AfterValidator(checked_model)] = "kyutai/stt-1b-en_fr-candle"
     revision: Annotated[str, Field(min_length=1)] | None = None  # branch, tag or commit of the hub
     device: Annotated[str, AfterValidator(checked_device)] = "auto"  # auto | cuda | cuda:N | cpu
@@ -48,6 +52,7 @@ class EngineSettings(Section):
     watchdog: float = Field(default=6.0, ge=0, le=600)  # s of speech without text; 0: off
     step_timeout: float = Field(default=10.0, ge=0.5, le=600)  # s of a step: the engine has hung
     threads: int | None = Field(default=None, ge=1, le=1024)  # of torch on a CPU
+    speedups: list[Speedup] = Field(default_factory=lambda: list(get_args(Speedup)))
 
     @model_validator(mode="after")
     def _known(self) -> EngineSettings:

@@ -517,3 +517,47 @@ async def test_a_model_with_fewer_slots_than_before_is_not_taken(
     factory.slots = 4
     assert await leg.end() == spelt(1)
     assert all(model.closed for model in factory.made[:-1])
+
+
+# -- waiting for company --------------------------------------------------------------------------
+
+WINDOW = 0.4  # s
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_window_takes_more_legs_into_a_step(start: Start) -> None:
+    steps: list[int] = []
+    engine = await start(
+        Factory(), on_step=lambda seconds, rows: steps.append(rows), coalesce=WINDOW
+    )
+    legs = [Leg(engine) for _ in range(4)]
+    legs[0].push_blocks(blocks(1)[:1])
+    await until(lambda: steps == [1], PATIENCE)
+    for leg in legs[:3]:
+        leg.push_blocks(blocks(1)[:1])
+        await settle()
+    assert steps == [1], "the step waits for the fourth"
+    await until(lambda: len(steps) == 2, PATIENCE)
+    assert steps == [1, 3]
+
+
+async def test_a_window_keeps_nobody_waiting_who_is_in_a_hurry(start: Start) -> None:
+    steps: list[int] = []
+    engine = await start(
+        Factory(), on_step=lambda seconds, rows: steps.append(rows), coalesce=3600.0
+    )
+    legs = [Leg(engine) for _ in range(2)]
+    legs[0].push(1, 2)  # ten blocks: steps follow each other as long as it is behind
+    await until(lambda: len(steps) == 9, PATIENCE)
+    await settle()
+    assert len(steps) == 9
+    legs[0].lease.flush()  # silence first, then what had to wait
+    assert engine._table is not None
+    await until(lambda: len(legs[0].heards) == 9 + engine._table.drain, PATIENCE)
+    assert await legs[0].end() == spelt(1, 2)
+    legs[1].push_blocks(blocks(1)[:1])  # with all legs in a step there is nobody to wait for
+    await until(lambda: len(legs[1].heards) == 1, PATIENCE)

@@ -19,6 +19,7 @@ from moshi.utils.compile import no_compile  # noqa: E402
 from bridge.engine import kyutai_load  # noqa: E402
 from bridge.engine.checkpoint import find, read_config, state_bytes  # noqa: E402
 from bridge.engine.kyutai import KyutaiRows, drop_decoder  # noqa: E402
+from bridge.engine.kyutai_measure import RawStep  # noqa: E402
 from bridge.engine.kyutai_random import (  # noqa: E402
     config,
     mimi_config,
@@ -292,7 +293,7 @@ def test_a_fresh_row_is_where_the_reference_is_before_its_first_block(
         if name == "1 .cache":  # of codes it holds those to come, which the next step overwrites
             assert torch.equal(ours[name][:, 0, 1 - frames % 2], value[:, 0, 1 - frames % 2])
         else:
-            assert torch.equal(ours[name], value), name
+            assert torch.allclose(ours[name], value, atol=1e-5), name
 
 
 def test_a_row_that_is_not_active_does_not_move(plain: Path, oracle: Oracle, load: Load) -> None:
@@ -305,8 +306,8 @@ def test_a_row_that_is_not_active_does_not_move(plain: Path, oracle: Oracle, loa
     for cell, was in zip(cells, before, strict=True):
         now = cell.current.select(cell.dim, 0).clone()
         if cell.dim == 1:  # a ring: but for the place that its next step writes first
-            at = int(cell.owner.end_offset[0])
             width = 2 if cell.owner.capacity != CONTEXT else 1
+            at = width * (2 if width == 1 else 1)  # Mimi has no initial step
             places = torch.arange(at, at + width) % cell.owner.capacity
             now[:, :, places] = was[:, :, places] = 0
         assert torch.equal(now, was), cell.name
@@ -336,14 +337,17 @@ def test_a_state_that_a_later_moshi_adds_stops_the_loading(plain: Path, load: Lo
         RowState([rows._mimi], 2)
 
 
-def test_a_state_that_moves_unexpectedly_is_a_failure_and_no_leak(plain: Path, load: Load) -> None:
-    board = Board(load(plain, 2))
+def test_a_state_that_moves_is_put_back_and_leaks_nothing(
+    plain: Path, oracle: Oracle, load: Load
+) -> None:
+    board = Board(load(plain, 1))
     state = board.rows._gen.lm_model.transformer._streaming_state
     assert state is not None
-    state.offsets = state.offsets.clone()
-    board.on[0] = Call(np.zeros(FRAME, np.float32))
-    with pytest.raises(RuntimeError, match="moshi has moved a state"):
-        board.step(0)
+    board.play(oracle.audio(*POOL[8]))
+    was, state.offsets = state.offsets, state.offsets.clone()
+    (call,) = board.play(oracle.audio(*POOL[9]))
+    assert state.offsets is was
+    agrees(call, oracle.said(*POOL[9]))
 
 
 # -- what a step gives ----------------------------------------------------------------------------
@@ -373,11 +377,12 @@ def test_a_raw_step_moves_all_rows_and_leaves_nothing_to_the_calls_after(
     board = Board(load(plain, 2))
     board.on[0] = Call(oracle.audio(*POOL[8]))
     board.step(0)
+    raw_step = RawStep(board.rows)
     moved = board.rows._gen._streaming_state
     assert moved is not None
     before = moved.offsets.clone()
     for _ in range(3):
-        board.rows.raw_step()
+        raw_step()
     assert torch.equal(moved.offsets, before + 3)
     board.on = [None, None]
     calls = board.play(oracle.audio(*POOL[8]), oracle.audio(*POOL[9]))
@@ -402,7 +407,7 @@ def test_the_engines_process_makes_rows_of_its_options(plain: Path) -> None:
     told: list[str] = []
     options = {
         "model": str(plain), "revision": None, "device": "cpu", "dtype": "bfloat16",
-        "slots": "auto", "reserve_gb": 0.5, "threads": 1,
+        "slots": "auto", "reserve_gb": 0.5, "threads": 1, "speedups": ["codes"],
     }  # fmt: skip
     rows = kyutai_load.make(options, told.append)
     try:

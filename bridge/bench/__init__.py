@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from typing import get_args
+
+from bridge.config_media import Speedup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,11 @@ def _engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--speedups", nargs="*", default=list(get_args(Speedup)), choices=get_args(Speedup),
+        help="ways that are faster than moshi's own (default: all; none: --speedups)",
+    )  # fmt: skip
+    parser.add_argument("--coalesce", type=float, default=0.0, help="seconds, engine.coalesce")
     parser.add_argument("--steps", type=int, default=60, help="measured per rung")
     parser.add_argument("--live", type=float, default=4.0, help="seconds of live calls per rung")
     parser.add_argument("--fill", type=int, help="steps before, to fill rings (default on a GPU)")

@@ -2,8 +2,9 @@
 
 The whole way of the product is measured: blocks in the queues of leases, the batch's schedule, the
 process that has the model, words of tokens, what legs are told. Once in each step moshi's own
-part, with the same number of rows and nothing around it, is measured in the same process. Two
-phases per number of slots:
+part, with the same number of rows and nothing around it, is measured in the same process. Legs
+begin one after another, and their rings are filled first (`--fill`). Then two phases per number of
+slots:
 
 * *work*: every row has blocks waiting, steps follow each other as fast as they go;
 * *live*: every row gets a block each 80 ms, at moments spread over the 80 ms, as calls do.
@@ -36,6 +37,7 @@ BUDGETS = (0.04, 0.08)  # s
 FLUSHES = 5
 PATIENCE = 1800.0  # s
 MOST_STEPS = 1000  # that the queues hold
+STAGGER = 16  # steps over which legs begin
 DEFAULT_SLOTS = {"cuda": (1, 8, 64, 128, 256, 400, 600, 800, 1000, 1100), "cpu": (1, 2, 4, 8)}
 TARGET = "bridge.engine.kyutai_measure:make"
 RAW = np.float32(0.5)  # bridge.engine.kyutai_measure.RAW; that module imports torch
@@ -51,6 +53,7 @@ class Rung:
     steps: list[float] = field(default_factory=list)  # as the batcher sees them
     cycle: float = 0.0  # schedule, step, commit, without moshi's own
     waits: list[float] = field(default_factory=list)  # live: from a block to what it told
+    live: tuple[float, float] = (0.0, 0.0)  # steps a second, and cores that the bridge takes
     flushes: list[float] = field(default_factory=list)  # from flush() to all that was held back
     machine: dict[str, Any] = field(default_factory=dict)
     slot_bytes: int = 0
@@ -120,10 +123,11 @@ async def _rung(args: argparse.Namespace, kind: str, slots: int, fill: int) -> R
     rung = Rung(slots)
     settings = EngineSettings(
         kind="kyutai", device=kind, dtype=args.dtype, slots=slots, threads=args.threads,
-        queue_seconds=120, replay_seconds=0, watchdog=0, step_timeout=600,
+        queue_seconds=120, replay_seconds=0, watchdog=0, step_timeout=600, speedups=args.speedups,
+        coalesce=args.coalesce,
         **({"model": args.model} if args.model else {}),
     )  # fmt: skip
-    options = kyutai_engine.options(settings) | {"fill": fill}
+    options = kyutai_engine.options(settings)
     if not args.model:
         options["random"] = args.random_weights
 
@@ -137,9 +141,12 @@ async def _rung(args: argparse.Namespace, kind: str, slots: int, fill: int) -> R
         model = engine.model
         assert isinstance(model, kyutai_engine.KyutaiModel)
         rung.slot_bytes = model.facts.slot_bytes
-        await _work(engine, model.batch.pcm, rung, min(args.steps, MOST_STEPS))
+        legs = _Legs(engine)
+        await _fill(legs, fill)
+        await _work(engine, legs, model.batch.pcm, rung, min(args.steps, MOST_STEPS))
         if rung.p99 < BLOCK:
-            await _live(engine, rung, args.live)
+            await _live(engine, legs, rung, args.live)
+        legs.leave()
         await _flush(engine, rung)
     finally:
         await engine.close()
@@ -149,14 +156,39 @@ async def _rung(args: argparse.Namespace, kind: str, slots: int, fill: int) -> R
 class _Legs:
     """Leases on every slot. `told` gets (leg, heard)."""
 
-    def __init__(self, engine: Batcher, told: Callable[[int, Heard], None]) -> None:
-        self.leases: list[SlotLease] = [
-            engine.lease(lambda heard, leg=leg: told(leg, heard), lambda: None)  # type: ignore[misc]
+    def __init__(self, engine: Batcher) -> None:
+        self.told: Callable[[int, Heard], None] = lambda leg, heard: None
+        self.pushed = [0] * engine.slots  # blocks
+        self._engine = engine
+        self._leases: list[SlotLease] = [
+            engine.lease(lambda heard, leg=leg: self.told(leg, heard), lambda: None)  # type: ignore[misc]
             for leg in range(engine.slots)
         ]
 
+    def push(self, leg: int, block: Block) -> None:
+        self.pushed[leg] += 1
+        self._leases[leg].push(block)
+
+    async def hear(self, block: Block, wanted: Sequence[int]) -> None:
+        """`wanted[leg]` blocks for each, and return when they have been heard."""
+        done, most = asyncio.Event(), max(wanted)
+        count = 0
+
+        def on_step(seconds: float, rows: int) -> None:
+            nonlocal count
+            count += 1
+            if count == most:
+                done.set()
+
+        self._engine.on_step = on_step
+        for leg, blocks in enumerate(wanted):
+            for _ in range(blocks):
+                self.push(leg, block)
+        async with asyncio.timeout(PATIENCE):
+            await done.wait()
+
     def leave(self) -> None:
-        for lease in self.leases:
+        for lease in self._leases:
             lease.evict()
 
 
@@ -167,50 +199,66 @@ def _noise(rng: np.random.Generator, *, raw: bool) -> Block:
     return block
 
 
-async def _work(engine: Batcher, pcm: Block, rung: Rung, steps: int) -> None:
+async def _fill(legs: _Legs, blocks: int) -> None:
+    """The legs begin one after another, so that no two are at the same place of their rings."""
+    quiet, count = _noise(np.random.default_rng(3), raw=False), len(legs.pushed)
+    for wave in range(STAGGER):
+        await legs.hear(quiet, [int(leg % STAGGER <= wave) for leg in range(count)])
+    if blocks:
+        await legs.hear(quiet, [blocks] * count)
+
+
+async def _work(engine: Batcher, legs: _Legs, pcm: Block, rung: Rung, steps: int) -> None:
     """`steps` steps of all rows, one behind the other, and a few before to warm up."""
     warm, rng, done = 3, np.random.default_rng(0), asyncio.Event()
-    began = 0.0
+    began, aside = 0.0, [0.0]
 
     def on_step(seconds: float, rows: int) -> None:
         nonlocal began
-        raw, ours = float(pcm[0, 0]), float(pcm[0, 1])
+        raw, ours, before = (float(value) for value in pcm[0, :3])
         rung.raw.append(raw)
         rung.rows.append(ours)
-        rung.steps.append(seconds - raw)
+        rung.steps.append(seconds - before)
+        aside.append(before)
         if len(rung.steps) == warm:
             began = time.perf_counter()
         if len(rung.steps) == warm + steps:
             done.set()
 
     engine.on_step = on_step
-    legs = _Legs(engine, lambda leg, heard: None)
     block = _noise(rng, raw=True)
-    for _ in range(warm + steps + 1):
-        for lease in legs.leases:
-            lease.push(block)
+    for leg in range(len(legs.pushed)):
+        for _ in range(warm + steps + 1):
+            legs.push(leg, block)
     async with asyncio.timeout(PATIENCE):
         await done.wait()
     elapsed = time.perf_counter() - began
     engine.on_step = lambda seconds, rows: None
-    legs.leave()
     for times in (rung.raw, rung.rows, rung.steps):
         del times[:warm], times[steps:]
-    rung.cycle = elapsed / steps - float(np.mean(rung.raw))
+    rung.cycle = elapsed / steps - float(np.mean(aside[warm + 1 : warm + 1 + steps]))
 
 
-async def _live(engine: Batcher, rung: Rung, seconds: float) -> None:
+async def _live(engine: Batcher, legs: _Legs, rung: Rung, seconds: float) -> None:
     """Blocks at moments spread over 80 ms; how long each waits for its step."""
-    rng = np.random.default_rng(1)
-    pushed: list[list[float]] = [[] for _ in range(engine.slots)]
+    rng, count = np.random.default_rng(1), len(legs.pushed)
+    before = list(legs.pushed)
+    at: list[list[float]] = [[] for _ in range(count)]
 
     def told(leg: int, heard: Heard) -> None:
-        block = round(heard.at / BLOCK) - 1
-        if 0 <= block < len(pushed[leg]):
-            rung.waits.append(time.perf_counter() - pushed[leg][block])
+        block = round(heard.at / BLOCK) - 1 - before[leg]
+        if 0 <= block < len(at[leg]):
+            rung.waits.append(time.perf_counter() - at[leg][block])
 
-    legs = _Legs(engine, told)
-    moments = np.sort(rng.uniform(0, BLOCK, engine.slots))
+    steps = 0
+
+    def on_step(seconds: float, rows: int) -> None:
+        nonlocal steps
+        steps += 1
+
+    engine.on_step, legs.told = on_step, told
+    cpu = time.process_time()
+    moments = np.sort(rng.uniform(0, BLOCK, count))
     block = _noise(rng, raw=False)
     began = time.perf_counter() + 0.05
     for turn in range(round(seconds / BLOCK)):
@@ -219,10 +267,12 @@ async def _live(engine: Batcher, rung: Rung, seconds: float) -> None:
             late = due - time.perf_counter()
             if late > 0:
                 await asyncio.sleep(late)
-            pushed[leg].append(time.perf_counter())
-            legs.leases[leg].push(block)
+            at[leg].append(time.perf_counter())
+            legs.push(leg, block)
+    elapsed = time.perf_counter() - began
+    rung.live = steps / elapsed, (time.process_time() - cpu) / elapsed
     await asyncio.sleep(2 * BLOCK)
-    legs.leave()
+    engine.on_step = lambda seconds, rows: None
 
 
 async def _flush(engine: Batcher, rung: Rung) -> None:
@@ -265,14 +315,15 @@ def _print_machine(rung: Rung, args: argparse.Namespace) -> None:
     )
     print(
         "slots  step p50      p99   moshi's  overhead  host µs  floor  of floor  × real time"
-        "  reference loops  memory     flush  waits p50/p99"
+        "  reference loops  memory     flush  live: waits p50/p99, steps, the bridge's own CPU"
     )
 
 
 def _print_rung(rung: Rung, first: Rung) -> None:
     loops = float(np.mean(first.raw)) * rung.slots / rung.cycle if first.slots == 1 else math.nan
     waits = (
-        f"{np.median(rung.waits) * 1e3:.1f}/{np.percentile(rung.waits, 99) * 1e3:.1f} ms"
+        f"{np.median(rung.waits) * 1e3:.1f}/{np.percentile(rung.waits, 99) * 1e3:.1f} ms, "
+        f"{rung.live[0]:.0f} steps/s, {rung.live[1]:.0%} of a core"
         if rung.waits
         else "not live"
     )

@@ -1,7 +1,8 @@
 """Schedule → step on the model's thread → commit. Turns a `BatchModel` into a `Recogniser`.
 
-A step runs as soon as the last one is done and somebody has a block; a leg that fell behind
-catches up one block per step. The model is made, called and dropped on one thread only. A step
+A step runs as soon as the last one is done and somebody has a block, or, with `coalesce`, so long
+after the last one began, that more legs may be in it; a leg that fell behind catches up one block
+per step. The model is made, called and dropped on one thread only. A step
 that raises costs the model: it is made anew on a fresh thread, and every leg is heard again from a
 few seconds back. After `MAX_FAILURES` within a minute the engine is not ready, and is tried again
 every `RETRY` seconds.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -40,13 +42,18 @@ class BatchRules:
     replay_seconds: float = 12.0
     step_budget: float | None = None
     flush: bool = True
+    coalesce: float = 0.0
 
 
 def rules(settings: EngineSettings, budget: float | None = None) -> BatchRules:
     """Those of the configuration. `budget`: what no setting means; 0 in the setting: no limit."""
     limit = budget if settings.step_budget is None else settings.step_budget
     return BatchRules(
-        settings.queue_seconds, settings.replay_seconds, limit or None, settings.flush
+        settings.queue_seconds,
+        settings.replay_seconds,
+        limit or None,
+        settings.flush,
+        settings.coalesce,
     )
 
 
@@ -82,11 +89,13 @@ class Batcher:
         self._make = make
         self._rules = rules
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._table: Slots | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._model: BatchModel | None = None
         self._task: asyncio.Task[None] | None = None
         self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
+        self._began = -math.inf  # the last step
         self._closed = False
 
     @property
@@ -123,6 +132,7 @@ class Batcher:
             delay=model.delay,
             queue_blocks=max(2, round(self._rules.queue_seconds / block_seconds)),
             wake=self._wake.set,
+            hurry=self._hurry.set,
             keep_seconds=self._rules.replay_seconds,
             flush=self._rules.flush,
             counters=self.counters,
@@ -160,12 +170,22 @@ class Batcher:
         while True:
             await self._wake.wait()
             try:
+                await self._gather(table)
                 await self._turn(table)
             except Exception:
                 self.counters["loop_errors"] += 1
                 log.exception("the engine's loop failed, the engine is made anew")
                 table.abandon(Plan())
                 await self._reload()
+
+    async def _gather(self, table: Slots) -> None:
+        """Wait for blocks of more legs, if there is time and nobody in a hurry."""
+        left = self._began + self._rules.coalesce - time.monotonic()
+        self._hurry.clear()
+        if left > 0 and not table.hurried:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._hurry.wait()
 
     async def _turn(self, table: Slots) -> None:
         plan = table.schedule()
@@ -190,7 +210,8 @@ class Batcher:
             _fill(model, plan)
             return model.step()
 
-        self.budget.begin(time.monotonic())
+        self._began = time.monotonic()
+        self.budget.begin(self._began)
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, step)
         except Exception as e:

@@ -88,7 +88,9 @@ def _load_languages(languages: list[str]) -> None:
 
 def options(settings: EngineSettings) -> dict[str, Any]:
     """What the engine's process is told."""
-    names = ("model", "revision", "device", "dtype", "slots", "reserve_gb", "threads")
+    names = (
+        "model", "revision", "device", "dtype", "slots", "reserve_gb", "threads", "speedups",
+    )  # fmt: skip
     return {name: getattr(settings, name) for name in names}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from moshi.models.lm import LMModel
 
 from bridge.engine.checkpoint import Checkpoint, ModelShape, find, slot_bytes, slots_that_fit
 from bridge.engine.kyutai import KyutaiRows, drop_decoder
+from bridge.engine.kyutai_speedups import ALL
 from bridge.engine.rows import ModelFacts
 from bridge.errors import EngineUnavailable
 
@@ -38,6 +39,7 @@ def make(options: dict[str, Any], progress: Progress) -> KyutaiRows:
         device=options["device"],
         dtype=options["dtype"],
         threads=options["threads"],
+        speedups=options["speedups"],
         reserve_bytes=round(options["reserve_gb"] * (1 << 30)),
         progress=progress,
     )
@@ -50,12 +52,13 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    speedups: Collection[str] = ALL,
     reserve_bytes: int = 0,
     progress: Progress = lambda line: None,
 ) -> KyutaiRows:
     """Rows that are warm. `device`, `dtype` as in [engine]; ``auto``: a GPU and bfloat16, if any.
 
-    `slots` ``auto`` fills the device but for `reserve_bytes`.
+    `slots` ``auto`` fills the device but for `reserve_bytes`. `speedups`: see `kyutai_speedups`.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
@@ -75,6 +78,7 @@ def load(
         name=checkpoint.name,
         tokenizer=str(checkpoint.tokenizer),
         slots=slots,
+        speedups=speedups,
         reserve_bytes=reserve_bytes,
         progress=progress,
     )
@@ -106,6 +110,7 @@ def rows_of(
     name: str,
     tokenizer: str,
     slots: Slots,
+    speedups: Collection[str] = ALL,
     reserve_bytes: int = 0,
     progress: Progress = lambda line: None,
 ) -> KyutaiRows:
@@ -138,7 +143,7 @@ def rows_of(
     )
     progress(f"making {count} slots and warming up")
     with _out_of_memory(f"{name} with {count} slots", where):
-        return KyutaiRows(mimi, lm, facts, compiled=_can_compile(where))
+        return KyutaiRows(mimi, lm, facts, compiled=_can_compile(where), speedups=speedups)
 
 
 # -- where, and how much of it --------------------------------------------------------------------

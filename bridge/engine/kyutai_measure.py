@@ -10,9 +10,11 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from moshi.utils.compile import CUDAGraphed
 
 from bridge.engine import kyutai_load
 from bridge.engine.kyutai import KyutaiRows
@@ -23,23 +25,66 @@ RAW = 0.5  # a first sample that asks for a step of moshi's own before ours
 COPIED = 1 << 28  # float32 values; 1 GiB is far more than any cache
 
 
+class RawStep:
+    """moshi's own part of a step and nothing else, with all rows: what ours is measured by.
+
+    It has CUDA graphs of its own, of its own modules. The rows hear noise, always the same.
+    """
+
+    def __init__(self, rows: KyutaiRows) -> None:
+        self._rows = rows
+        facts = rows.facts
+        self._device = torch.device(facts.device)
+        with torch.inference_mode():
+            noise = torch.rand(facts.slots, 1, facts.block, device=self._device)
+        self._noise = noise * 0.2 - 0.1
+        self._graphs: list[tuple[Any, str, CUDAGraphed]] = []
+        with rows.moshis_own() as (mimi, gen):
+            own: list[tuple[Any, str, Any]] = [
+                (mimi._streaming_state, "graphed_encoder", mimi.encoder),
+                (mimi._streaming_state, "graphed_tr_enc", mimi.encoder_transformer),
+                (gen._streaming_state, "graphed_main", gen.lm_model.forward_text),
+            ]
+        for owner, name, function in own:
+            graph = CUDAGraphed(function, disable=self._device.type != "cuda")
+            self._graphs.append((owner, name, graph))
+
+    def __call__(self) -> float:
+        """Seconds until the device is done."""
+        with self._rows.moshis_own() as (mimi, gen), ExitStack() as stack:
+            for owner, name, graph in self._graphs:
+                stack.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, graph)
+            self._wait()
+            began = time.perf_counter()
+            gen.step_with_extra_heads(mimi.encode(self._noise))
+            self._wait()
+            return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
 class MeasuredRows:
-    """A `RowModel`. After a step `pcm[0]` begins with moshi's seconds (0: not asked) and ours."""
+    """A `RowModel`. After a step `pcm[0]` begins with seconds: moshi's (0: not asked), ours, and
+    what was spent before ours.
+    """
 
     def __init__(self, rows: KyutaiRows) -> None:
         self.facts = rows.facts
         self._rows = rows
+        self._raw_step = RawStep(rows)
 
     def step(self, arrays: RowArrays) -> None:
         """See `RowModel.step`."""
-        raw = 0.0
+        called, raw = time.perf_counter(), 0.0
         if arrays.pcm[0, 0] == RAW:
-            began = time.perf_counter()
-            self._rows.raw_step()
-            raw = time.perf_counter() - began
+            raw = self._raw_step()
         began = time.perf_counter()
         self._rows.step(arrays)
-        arrays.pcm[0, :2] = raw, time.perf_counter() - began
+        ended = time.perf_counter()
+        arrays.pcm[0, :3] = raw, ended - began, began - called
 
     def close(self) -> None:
         """See `RowModel.close`."""
@@ -49,9 +94,8 @@ class MeasuredRows:
 def make(options: dict[str, Any], progress: Callable[[str], None]) -> MeasuredRows:
     """As `kyutai_load.make`, with ``random`` (a size) for random weights.
 
-    ``fill``: steps of moshi's own before anything is measured, so that rings are full. The last
-    line of progress is JSON: ``device``, ``bandwidth`` (bytes a second), ``weights`` and ``used``
-    (bytes).
+    The last line of progress is JSON: ``device``, ``bandwidth`` (bytes a second), ``weights`` and
+    ``used`` (bytes).
     """
     if options["threads"]:
         torch.set_num_threads(options["threads"])
@@ -61,13 +105,10 @@ def make(options: dict[str, Any], progress: Callable[[str], None]) -> MeasuredRo
             options["slots"],
             device=options["device"],
             dtype=options["dtype"],
+            speedups=options["speedups"],
         )
     else:
         rows = kyutai_load.make(options, progress)
-    for done in range(options.get("fill", 0)):
-        rows.raw_step()
-        if done % 50 == 0:
-            progress(f"filling the rings, step {done}")
     device = torch.device(rows.facts.device)
     progress(json.dumps(_machine(device) | {"weights": rows.weight_bytes}))
     return MeasuredRows(rows)

@@ -12,7 +12,7 @@ import copy
 import io
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from bridge.engine.checkpoint import read_config
 from bridge.engine.kyutai import KyutaiRows
 from bridge.engine.kyutai_load import Slots, resolve_device, resolve_dtype, rows_of
+from bridge.engine.kyutai_speedups import ALL
 
 RATE = 24000
 
@@ -176,7 +177,13 @@ def write(
 
 
 def random_rows(
-    size: str, slots: Slots, *, device: str = "auto", dtype: str = "auto", seed: int = 0
+    size: str,
+    slots: Slots,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    speedups: Collection[str] = ALL,
 ) -> KyutaiRows:
     """Rows of a model of this size whose weights are made in memory. For measuring."""
     where = resolve_device(device)
@@ -191,8 +198,9 @@ def random_rows(
         tokenizer = Path(folder, raw["tokenizer_name"])
         tokenizer.write_bytes(_tokenizer(raw["text_card"], seed))
         rows = rows_of(
-            mimi, lm, shape, name=f"random {size}", tokenizer=str(tokenizer), slots=slots
-        )
+            mimi, lm, shape, name=f"random {size}", tokenizer=str(tokenizer), slots=slots,
+            speedups=speedups,
+        )  # fmt: skip
         rows.closing.callback(kept.pop_all().close)
     return rows
 

@@ -8,11 +8,14 @@ kept, and copied into each row that a call begins on.
 Every tensor that a streaming module of moshi has for its rows is found by looking, none is named
 here: a state that a later moshi adds is either understood (its rows are where the others have
 theirs) or stops the loading.
+
+Now and then moshi puts a new tensor in the place of one. A CUDA graph writes where a tensor was,
+so it is put back (`RowState.pin`) at the end of each step, with the new one's values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +30,7 @@ _SHARED = {"initial"}  # of LMGen: the same for all rows
 
 @dataclass(slots=True)
 class _Cell:
-    """One tensor of a streaming state. `tensor` as it was found: moshi may put another there."""
+    """One tensor of a streaming state. `tensor` as it was found."""
 
     owner: Any
     name: str
@@ -41,6 +44,13 @@ class _Cell:
         found = getattr(self.owner, self.name)
         assert isinstance(found, torch.Tensor)
         return found
+
+    def pin(self) -> None:
+        """Put `tensor` back where another is now, with its values."""
+        current = self.current
+        if current is not self.tensor:
+            self.tensor.copy_(current)
+            setattr(self.owner, self.name, self.tensor)
 
     def take(self) -> None:
         """Row 0's value, now, is what fresh rows begin with."""
@@ -62,8 +72,8 @@ class _Cell:
     def _written(self) -> torch.Tensor:
         """Of a ring [2, rows, heads, capacity, dim] the positions that are not empty."""
         if self.positions is None:
-            return self.current
-        return self.current[:, :, :, : self.positions]
+            return self.tensor
+        return self.tensor[:, :, :, : self.positions]
 
 
 def _cells(owner: Any, slots: int) -> Iterator[_Cell]:
@@ -83,42 +93,51 @@ def _cells(owner: Any, slots: int) -> Iterator[_Cell]:
 
 
 class RowState:
-    """All that `modules`, which are streaming, keep for `slots` rows."""
+    """All that `modules`, which are streaming, keep for `slots` rows.
 
-    def __init__(self, modules: Sequence[StreamingModule[Any]], slots: int) -> None:
+    `unused`: names of what they have and no step reads, so that it need not be restored.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[StreamingModule[Any]],
+        slots: int,
+        *,
+        unused: Collection[str] = (),
+    ) -> None:
         states = [state for module in modules for state in module.get_streaming_state().values()]
         self._slots = slots
         self._cells = [cell for state in states for cell in _cells(state, slots)]
-        self._moving = self._cells
-        self._still: list[_Cell] = []
+        self._used = [cell for cell in self._cells if cell.name not in unused]
         disable = self._cells[0].tensor.device.type != "cuda"
-        self._graphed = CUDAGraphed(self._restore_still, disable=disable)
+        self._graphed = CUDAGraphed(self._restore, disable=disable)
 
     @property
     def slot_bytes(self) -> int:
         """Of the device's memory, per slot."""
-        return sum(cell.current.nbytes for cell in self._cells) // self._slots
+        return sum(cell.tensor.nbytes for cell in self._cells) // self._slots
 
     def take(self) -> None:
         """Row 0, as it is now, is how rows begin."""
+        self.pin()
         for cell in self._cells:
             cell.take()
 
-    def settle(self) -> None:
-        """Steps have been made: what stayed where it was can be restored by one CUDA graph."""
-        self._moving = [cell for cell in self._cells if cell.current is not cell.tensor]
-        self._still = [cell for cell in self._cells if cell.current is cell.tensor]
+    def pin(self) -> None:
+        """Every tensor is where it was at first."""
+        for cell in self._cells:
+            cell.pin()
+
+    def put_back(self) -> None:
+        """As `pin`, but what the others hold is lost: rows must begin anew."""
+        for cell in self._cells:
+            setattr(cell.owner, cell.name, cell.tensor)
 
     def restore(self, rows: torch.Tensor) -> None:
         """`rows` bool[slots] on the device: these begin anew, nothing of others changes."""
-        if any(cell.current is not cell.tensor for cell in self._still):
-            # A graph writes where a tensor was; the rows would keep what the last call left.
-            raise RuntimeError("moshi has moved a state that it did not move before")
-        for cell in self._moving:
-            cell.restore(rows)
-        if self._still:
-            self._graphed(rows)
+        self.pin()  # or what is written would be read by nobody
+        self._graphed(rows)
 
-    def _restore_still(self, rows: torch.Tensor) -> None:
-        for cell in self._still:
+    def _restore(self, rows: torch.Tensor) -> None:
+        for cell in self._used:
             cell.restore(rows)

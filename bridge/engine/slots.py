@@ -123,6 +123,7 @@ class SlotLease:
             self._flush_left = self._slots.flush_blocks
             self._slots.counters["flushes"] += 1
             self._slots.wake()
+            self._slots.hurry()
 
     def finish(self) -> None:
         """No more audio: drain, then `done`."""
@@ -130,6 +131,7 @@ class SlotLease:
             self.state = State.DRAINING
             self._flush_left = 0  # draining is as much silence
             self._slots.wake()
+            self._slots.hurry()
 
     def evict(self) -> None:
         """Give the slot back now."""
@@ -155,6 +157,13 @@ class SlotLease:
             self._spelling_left -= 1
             return self._silent(ending=not self._spelling_left)
         return None
+
+    @property
+    def hurried(self) -> bool:
+        """The row is to go on at the speed of steps: in a flush, in a drain, or behind."""
+        return bool(
+            self._flush_left or self._again or self.state is State.DRAINING or len(self.queue) > 1
+        )
 
     @property
     def drained(self) -> bool:
@@ -265,7 +274,8 @@ class Plan:
 
 
 class Slots:
-    """The table of slots. `wake` is called when there is something to schedule.
+    """The table of slots. `wake` is called when there is something to schedule, `hurry` when it
+    should not wait for more.
 
     `delay`: seconds from audio to its words. `keep_seconds`: of audio kept to be heard again.
     """
@@ -278,6 +288,7 @@ class Slots:
         delay: float,
         queue_blocks: int,
         wake: Callable[[], None] = lambda: None,
+        hurry: Callable[[], None] = lambda: None,
         keep_seconds: float = 12.0,
         flush: bool = True,
         counters: Counter[str] | None = None,
@@ -288,7 +299,7 @@ class Slots:
         self.flush_blocks = self.drain if flush else 0
         self.keep_blocks = max(1, round(keep_seconds / block_seconds))  # what is in a step
         self.queue_blocks = queue_blocks
-        self.wake = wake
+        self.wake, self.hurry = wake, hurry
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._leases: dict[int, SlotLease] = {}
         self._free = deque(range(slots))
@@ -319,6 +330,15 @@ class Slots:
         lease.forget()
         del self._leases[lease.slot]
         self._free.append(lease.slot)
+
+    @property
+    def hurried(self) -> bool:
+        """Nothing is won by waiting: somebody cannot, all have a block, or nobody has one."""
+        leases = self._leases.values()
+        if any(lease.hurried for lease in leases):
+            return True
+        waiting = sum(bool(lease.queue) for lease in leases)
+        return waiting in (0, len(leases))
 
     def schedule(self) -> Plan:
         """One block of every lease that has one."""
