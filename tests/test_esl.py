@@ -12,7 +12,8 @@ from fake_esl import FakeEsl
 
 from bridge.config import Address, EslSettings, from_dict
 from bridge.errors import ConfigError, DeliveryError
-from bridge.pbx.esl import IN_FLIGHT, UNANSWERED, EslLink
+from bridge.pbx.esl import IN_FLIGHT, EslLink
+from bridge.pbx.esl_connection import UNANSWERED
 from bridge.pbx.esl_text import EslMessage
 
 UUID = "7f4de4bc-17d7-11dd-b7a0-db4edd065621"

@@ -194,6 +194,7 @@ PURE_MODULES = """
     bridge.pbx.ari_media
     bridge.pbx.ari_rules
     bridge.pbx.ari_tap
+    bridge.pbx.ari_tapped
     bridge.pbx.ari_taps
     bridge.pbx.esl_text
     bridge.recorder.tape

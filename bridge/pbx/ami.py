@@ -23,11 +23,12 @@ from panoramisk.message import Message
 
 from bridge.config import Address, AmiSettings
 from bridge.errors import BridgeError, DeliveryError, ProtocolError
-from bridge.pbx.ami_connection import LOGOFF, AmiConnection
+from bridge.pbx.ami_connection import AmiConnection
 from bridge.pbx.ami_consent import Consents
 from bridge.pbx.ami_pause import PauseWish, pause_wish
 from bridge.pbx.ami_tap import TapAsked, tap_asked
 from bridge.pbx.ami_text import AmiValue, announcement
+from bridge.pbx.ending import GOODBYE
 from bridge.types import Announcement
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class AmiLink:
         task, self._task = self._task, None
         if self._connection is not None:
             with suppress(OSError, BridgeError):
-                async with asyncio.timeout(min(LOGOFF, self._settings.timeout)):
+                async with asyncio.timeout(min(GOODBYE, self._settings.timeout)):
                     await self._connection.ask("Logoff", [], Action.action_id_generator())
         if task is not None:
             task.cancel()

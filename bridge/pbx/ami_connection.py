@@ -13,46 +13,40 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from panoramisk.actions import Action
 from panoramisk.ami_protocol import AMIProtocol
 from panoramisk.message import Message
 
-from bridge.errors import BridgeError, DeliveryError, ProtocolError
+from bridge.errors import DeliveryError, ProtocolError
 from bridge.pbx.ami_text import AmiDecoder, AmiValue, Pairs, encode_action
+from bridge.pbx.ending import Ending
 
-LOGOFF = 1.0  # seconds that Asterisk has to say goodbye
 
-
-class AmiConnection(AMIProtocol):  # type: ignore[misc]  # panoramisk has no types
+class AmiConnection(Ending, AMIProtocol):  # type: ignore[misc]  # panoramisk has no types
     """One TCP connection: responses to those who wait for them, events to `on_event`."""
 
+    peer = "Asterisk"
+
     def __init__(self, on_event: Callable[[Message], None], counters: Counter[str]) -> None:
+        Ending.__init__(self)
         self.decoder = AmiDecoder()
-        self.greeted = asyncio.Event()  # the banner has come, or never will
-        self.lost = asyncio.Event()
-        self.transport: asyncio.Transport
         self.responses: dict[str, Action] = {}  # ActionID → the action that waits
         self._on_event = on_event
         self._counters = counters
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._failure: Exception | None = None
-        self._connected = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._connected = True
+        AMIProtocol.connection_made(self, transport)
+        Ending.connection_made(self, transport)
 
     def data_received(self, data: bytes) -> None:
         oversized = self.decoder.oversized
         try:
             messages = self.decoder.feed(data)
         except ProtocolError as e:
-            self._failure = e
-            return self.transport.abort()
+            return self.fail(e)
         self._counters["oversized"] += self.decoder.oversized - oversized
         if self.decoder.version is not None:
             self.greeted.set()
@@ -80,9 +74,7 @@ class AmiConnection(AMIProtocol):  # type: ignore[misc]  # panoramisk has no typ
     async def ask(self, name: str, headers: Sequence[tuple[str, str]], action_id: str) -> Message:
         """Write an action and wait for its response. Raises `DeliveryError` if the line is lost."""
         wire = encode_action(name, action_id, headers)
-        await self._writable.wait()
-        if self.lost.is_set():
-            raise self.error()
+        await self.writable()
         action = Action({"Action": name, "ActionID": AmiValue(action_id)})
         if self.responses.setdefault(action.id, action) is not action:
             raise DeliveryError(f"an action with this ActionID still waits: {action.id}")
@@ -92,42 +84,5 @@ class AmiConnection(AMIProtocol):  # type: ignore[misc]  # panoramisk has no typ
         finally:
             del self.responses[action.id]
 
-    async def ends_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.lost.wait()
-        return self.lost.is_set()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._failure = self._failure or exc
-        self.lost.set()
-        self.greeted.set()
-        self._writable.set()
-        for action in self.responses.values():
-            if not action.future.done():
-                action.future.set_exception(self.error())
-
-    def error(self) -> BridgeError:
-        """Why the connection ended, as nobody's fault but Asterisk's."""
-        if isinstance(self._failure, BridgeError):
-            return self._failure
-        return DeliveryError(
-            "Asterisk closed the connection"
-            if self._failure is None
-            else f"the connection broke: {self._failure}"
-        )
-
-    async def shut(self) -> None:
-        """Close, and wait until it is closed; what Asterisk does not take in time is dropped."""
-        if not self._connected:
-            return
-        self.transport.close()
-        if not await self.ends_within(LOGOFF):
-            self.transport.abort()
-            await self.lost.wait()
+    def _waits(self) -> Iterable[asyncio.Future[Any]]:
+        return [action.future for action in self.responses.values()]

@@ -20,7 +20,7 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from bridge.errors import BridgeError
-from bridge.pbx.ari_calls import TappedCall, TappedCalls, Wanted
+from bridge.pbx.ari_calls import TappedCalls
 from bridge.pbx.ari_channels import Channels, is_party
 from bridge.pbx.ari_events import (
     Arrived,
@@ -39,6 +39,7 @@ from bridge.pbx.ari_events import (
 )
 from bridge.pbx.ari_rules import BOTH, Rule
 from bridge.pbx.ari_tap import Failure, Form, Outcome, Piece, Request, delete
+from bridge.pbx.ari_tapped import TappedCall, Wanted
 from bridge.types import Announcement, LegName
 
 RETRIES = 5  # of a deletion; what is left then goes at the next listing

@@ -1,9 +1,7 @@
 """FreeSWITCH's event socket (mod_event_socket): one connection that looks after itself.
 
-The sister of `bridge.pbx.ami`, with the same states. Replies have no id: FreeSWITCH executes the
-commands of a connection one after the other and answers each, so the oldest command that waits
-gets the next reply. A command that was given up keeps its place until its reply has come, or the
-next one would get it. There is no TLS: the password and all that is said go in the clear.
+The sister of `bridge.pbx.ami`, with the same states. There is no TLS: the password and all that is
+said go in the clear.
 
 We subscribe to nothing. A listener that does not read its events is cut off by FreeSWITCH, and
 keeps others waiting.
@@ -15,29 +13,20 @@ import asyncio
 import logging
 import os
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from bridge.config import Address, EslSettings
 from bridge.errors import BridgeError, DeliveryError, ProtocolError
 from bridge.pbx.ami import backoff
-from bridge.pbx.esl_text import (
-    EslDecoder,
-    EslMessage,
-    encode_command,
-    is_channel,
-    plain_event,
-    quoted,
-)
+from bridge.pbx.esl_connection import EslConnection
+from bridge.pbx.esl_text import EslMessage, encode_command, is_channel, quoted
 
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 64  # commands that wait for a reply; more wait their turn, in order
-UNANSWERED = 128  # of these and of those that were given up
 MISSED_PONGS = 2  # in a row, and the connection is taken for dead
-GOODBYE = 1.0  # seconds that FreeSWITCH has to close
 PING = "nolog"  # answered at once, needs no right, and changes nothing: we never ask for the log
 
 State: TypeAlias = Literal["connecting", "up", "down", "refused"]
@@ -71,7 +60,7 @@ class EslLink:
         self._on_event = on_event
         self._places = asyncio.Semaphore(IN_FLIGHT)
         self._moved = asyncio.Event()  # set, and replaced, whenever `state` changes
-        self._connection: _Connection | None = None
+        self._connection: EslConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
 
@@ -213,7 +202,7 @@ class EslLink:
         return f"{self._where}: {error}"
 
     async def _session(self) -> None:
-        connection = _Connection(self._event, self.counters)
+        connection = EslConnection(self._event, self.counters)
         try:
             async with asyncio.timeout(self._settings.timeout):
                 await asyncio.get_running_loop().create_connection(
@@ -228,7 +217,7 @@ class EslLink:
             self._connection = None
             await connection.shut()
 
-    async def _log_in(self, connection: _Connection) -> None:
+    async def _log_in(self, connection: EslConnection) -> None:
         await connection.greeted.wait()
         user, password = self._settings.username, self._settings.password.get_secret_value()
         line = f"userauth {user}:{password}" if user else f"auth {password}"
@@ -244,7 +233,7 @@ class EslLink:
             )
         raise ProtocolError(f"FreeSWITCH answered the log-in with {reply.answer[:100]!r}")
 
-    async def _watch(self, connection: _Connection) -> None:
+    async def _watch(self, connection: EslConnection) -> None:
         """Ping until the connection ends, or until two pongs in a row are missing."""
         missed = 0
         while missed < MISSED_PONGS:
@@ -273,119 +262,3 @@ class EslLink:
 def _check_channel(channel: str) -> None:
     if not is_channel(channel):
         raise DeliveryError(f"{channel[:64]!r} is no FreeSWITCH channel's UUID", permanent=True)
-
-
-class _Connection(asyncio.Protocol):
-    """One TCP connection: replies to those who wait for them, in order; events to `on_event`."""
-
-    def __init__(self, on_event: Callable[[EslMessage], None], counters: Counter[str]) -> None:
-        self.greeted = asyncio.Event()  # FreeSWITCH has asked for the password, or never will
-        self.lost = asyncio.Event()
-        self.transport: asyncio.Transport
-        self._decoder = EslDecoder()
-        self._waiting: deque[asyncio.Future[EslMessage]] = deque()  # done: given up
-        self._on_event = on_event
-        self._counters = counters
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._failure: Exception | None = None
-        self._connected = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self._connected = True
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for message in self._decoder.feed(data):
-                self._dispatch(message)
-        except ProtocolError as e:
-            self._failure = e
-            self.transport.abort()
-
-    def _dispatch(self, message: EslMessage) -> None:
-        if self.greeted.is_set():
-            self._take(message)
-        elif message.kind == "auth/request":
-            self.greeted.set()
-        elif message.kind == "text/rude-rejection":
-            raise ProtocolError(
-                "FreeSWITCH takes no connections from this machine: see apply-inbound-acl in "
-                "event_socket.conf.xml"
-            )
-        else:
-            raise ProtocolError(
-                "what answers there is not FreeSWITCH's event socket, which would ask for the "
-                "password first; check esl.host and esl.port"
-            )
-
-    def _take(self, message: EslMessage) -> None:
-        match message.kind:
-            case "command/reply" | "api/response":
-                if not self._waiting:
-                    raise ProtocolError("FreeSWITCH sent a reply to nothing")
-                waits = self._waiting.popleft()
-                if waits.done():
-                    self._counters["late_replies"] += 1
-                else:
-                    waits.set_result(message)
-            case "text/event-plain":
-                self._counters["events"] += 1
-                self._on_event(plain_event(message))
-            case "text/disconnect-notice":
-                self._failure = DeliveryError("FreeSWITCH said goodbye")
-            case _:
-                self._counters["unknown_messages"] += 1
-
-    async def ask(self, wire: bytes) -> EslMessage:
-        """Write a command and wait for its reply. Raises `DeliveryError` if the line is lost."""
-        await self._writable.wait()
-        if self.lost.is_set():
-            raise self.error()
-        if len(self._waiting) >= UNANSWERED:
-            raise DeliveryError(f"FreeSWITCH has left {UNANSWERED} commands without an answer")
-        waits: asyncio.Future[EslMessage] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waits)
-        self.transport.write(wire)
-        return await waits
-
-    async def ends_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.lost.wait()
-        return self.lost.is_set()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._failure = self._failure or exc
-        self.lost.set()
-        self.greeted.set()
-        self._writable.set()
-        for waits in self._waiting:
-            if not waits.done():
-                waits.set_exception(self.error())
-
-    def error(self) -> BridgeError:
-        """Why the connection ended, as nobody's fault but FreeSWITCH's."""
-        if isinstance(self._failure, BridgeError):
-            return self._failure
-        return DeliveryError(
-            "FreeSWITCH closed the connection"
-            if self._failure is None
-            else f"the connection broke: {self._failure}"
-        )
-
-    async def shut(self) -> None:
-        """Close, and wait until it is closed; what FreeSWITCH does not take in time is dropped."""
-        if not self._connected:
-            return
-        self.transport.close()
-        if not await self.ends_within(GOODBYE):
-            self.transport.abort()
-            await self.lost.wait()
