@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from bridge.errors import BridgeError, DeliveryError
 
@@ -30,8 +30,7 @@ class Ending:
         self._connected = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
         self._connected = True
 
     def _waits(self) -> Iterable[asyncio.Future[Any]]:
