@@ -397,3 +397,9 @@ def test_the_table_has_no_row_for_what_is_gone() -> None:
     names = [name for name, _ in modules()]
     idle = [p for p in OURS if p not in future and not any(fnmatch(n, p) for n in names)]
     assert idle == []
+
+
+def test_no_module_asks_what_a_transport_is() -> None:
+    """uvloop's are of none of asyncio's classes, and in tests the loop is asyncio's."""
+    for path in (ROOT / "bridge").rglob("*.py"):
+        assert "isinstance(transport" not in path.read_text(), path
