@@ -113,10 +113,18 @@ class KyutaiRows:
         """All rows through LMGen's initial step and the whole frames of the silent prefix."""
         lm = self._gen.lm_model
         nothing = torch.zeros(facts.slots, lm.n_q, 1, dtype=torch.long, device=self._device)
-        self._gen.step(nothing)  # hears initial tokens, not these
         silence = torch.zeros(facts.slots, 1, facts.block, device=self._device)
-        for _ in range(facts.prefix // facts.block):
-            self._gen.step(self._mimi.encode(silence))
+        with self._parts():
+            self._gen.step(nothing)  # hears initial tokens, not these
+            for _ in range(facts.prefix // facts.block):
+                self._gen.step(self._mimi.encode(silence))
+
+    def _parts(self) -> AbstractContextManager[None]:
+        """moshi's own CUDA graphs, of parts of a step: not where the whole of it is one.
+
+        They would take memory, and each its own.
+        """
+        return nullcontext() if self._make_graphs is None else no_cuda_graph()
 
     def _warm_up(self) -> None:
         """Everything that a step may do, until nothing is compiled or captured any more."""
@@ -203,10 +211,10 @@ class KyutaiRows:
 
     def _run(self, reach: int) -> None:
         """From `_device_in` to `_device_out`: what may be a CUDA graph."""
-        parts = self._make_graphs is None and self._device.type == "cuda"  # moshi has its graphs
-        self._speedups.reach(None if parts else reach)
+        fixed = self._make_graphs is None and self._device.type == "cuda"  # in moshi's graphs
+        self._speedups.reach(None if fixed else reach)
         pcm = self._samples()
-        with nullcontext() if parts else no_cuda_graph():
+        with self._parts():
             codes = self._mimi.encode(self._frames(pcm)[:, None])
             said = self._gen.step_with_extra_heads(codes)
         assert said is not None  # only without support_out_of_sync
